@@ -1,0 +1,60 @@
+# make help lists the commands; every one of them makes the environment first if it is not there.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+PYTHON ?= $(firstword $(shell command -v python3.11 python3.12 python3))
+BIN := .venv/bin
+READY := .venv/.complete
+export PYTHONDONTWRITEBYTECODE ?= 1
+export TOKENIZERS_PARALLELISM := false
+export JUPYTER_PLATFORM_DIRS := 1
+
+.PHONY: help .venv run test unit notebooks lab lint readme record lock clean
+
+help: ## this list
+	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
+
+.venv: $(READY) ## the environment alone: uv where it is present, venv and pip where not
+
+$(READY): pyproject.toml constraints.txt
+	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
+	    { echo "Python 3.11 or 3.12 is needed, $(PYTHON) is neither: make PYTHON=/path/to/python3.11" >&2; exit 1; }
+	rm -f $(READY)
+	if command -v uv >/dev/null; then \
+	    uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
+	    uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
+	else \
+	    { $(PYTHON) -m venv .venv || { echo "No venv in $(PYTHON): apt install python3-venv, or install uv" >&2; exit 1; }; } && \
+	    $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[test]' | grep -v 'already satisfied'; \
+	    exit $${PIPESTATUS[0]}; \
+	fi
+	touch $(READY)
+
+run: $(READY) ## executes every notebook with papermill, writes figures/ and data/, prints the verdicts
+	$(BIN)/python notebooks/run.py
+
+test: unit notebooks ## unit tests, then the notebooks as tests
+
+unit: $(READY)
+	$(BIN)/python -m pytest tests
+
+notebooks: $(READY)
+	CHATTERBOX_LAB_OUTPUT=$$(mktemp -d) $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 \
+	    --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
+
+lab: $(READY) ## opens JupyterLab
+	$(BIN)/jupyter lab notebooks
+
+lint: $(READY) ## ruff, notebooks included
+	$(BIN)/ruff check . && $(BIN)/ruff format --check .
+
+readme: $(READY) ## fills the tables of README.md from data/
+	$(BIN)/python -m chatterbox_lab.readme
+
+record: $(READY) ## records again what other transformers versions do (downloads them)
+	$(BIN)/python data/record_transformers.py
+
+lock: $(READY) ## writes constraints.txt from the environment
+	$(BIN)/python -m pip --python $(BIN)/python freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
+
+clean: ## removes the environment and what runs leave behind
+	rm -rf .venv build *.egg-info .ruff_cache

@@ -1,0 +1,54 @@
+"""Chatterbox Lab: why streaming Chatterbox TTS is slower than it should be, and how fast it can honestly be."""
+
+import warnings
+from importlib import import_module
+from typing import Any
+
+# Warnings of the pinned stack that are not this repository's subject; each is filtered by its own text.
+for _text in (
+    r"pkg_resources is deprecated",  # librosa 0.10, perth
+    r"Deprecated call to `pkg_resources",
+    r"`torch.backends.cuda.sdp_kernel\(\)` is deprecated",  # T3's Perceiver, on every call
+    r"`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
+):
+    warnings.filterwarnings("ignore", message=_text)
+
+from .settings import BALANCED, BASELINE, BEST_RTF, StreamSettings  # noqa: E402
+
+__version__ = "0.1.0"
+__all__ = [
+    "BALANCED",
+    "BASELINE",
+    "BEST_RTF",
+    "StreamMetrics",
+    "StreamSettings",
+    "generate",
+    "generate_stream",
+    "load",
+    "patch",
+    "speech_tokens",
+    "tune_torch",
+    "upstream_stream",
+]
+
+# Imported on first use: the stack below them takes seconds, and settings and --help need none of it.
+_LAZY = {
+    "StreamMetrics": "measure",
+    "tune_torch": "measure",
+    "load": "models",
+    "generate": "stream",
+    "generate_stream": "stream",
+    "patch": "stream",
+    "speech_tokens": "stream",
+    "upstream_stream": "stream",
+}
+
+
+def __getattr__(name: str) -> Any:
+    if name in _LAZY:
+        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

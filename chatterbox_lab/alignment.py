@@ -1,0 +1,107 @@
+"""What the alignment of speech to text says about a stream, from the attention rows it is given.
+
+The rules are those of chatterbox-streaming 0.1.2 (``alignment_stream_analyzer.py``), where they are present but
+never called. Sums are kept instead of the whole alignment matrix, so a step costs the same however long the stream.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+import torch
+
+# Thresholds and spans of upstream's analyzer, which gives no source for them.
+_JUMP_BACK, _JUMP_AHEAD = -4, 7  # text tokens that the position may move by, both excluded
+_LAST_WORDS = 3  # text tokens that count as the end: the stop token itself is seldom attended to
+_LONG_TAIL = 10.0  # attention on one of the last text tokens after completion; 10 tokens are 400 ms
+_REPETITION = 5.0  # attention on earlier text after completion
+_STOP_LOGIT = 2.0**15  # outweighs any logit and fits every 16-bit float
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """The state after one step; ``stop`` is what the guard would do to the stop token."""
+
+    position: int
+    started: bool
+    complete: bool
+    discontinuity: bool
+    long_tail: bool
+    repetition: bool
+    stop: Literal["force", "suppress"] | None
+
+    @property
+    def false_start(self) -> bool:
+        """Whether speech has not settled on the beginning of the text."""
+        return not self.started
+
+
+class AlignmentTracker:
+    """Follows where in the text the speech is.
+
+    Args:
+        text_tokens: length of the text in tokens, start and stop included.
+    """
+
+    def __init__(self, text_tokens: int) -> None:
+        self.text_tokens = text_tokens
+        self.steps = 0
+        self.position = 0
+        self.started = self.complete = False
+        self._before: torch.Tensor | None = None  # the last row of the step before
+        self._beginning = 0.0  # strongest attention so far to the first four text tokens
+        self._tail = torch.zeros(_LAST_WORDS)  # attention to the last text tokens since completion
+        self._repeated = 0.0  # attention to earlier text since completion
+
+    def update(self, rows: torch.Tensor) -> Alignment:
+        """Takes the attention rows (n, text tokens) of one step and says what they mean.
+
+        The first step has two rows, because the start token is fed twice; every later one has one.
+        """
+        rows = rows.detach().float().cpu().clone()
+        rows[:, self.steps + 1 :] = 0  # speech cannot be further in the text than it is long
+        attended = int(rows[-1].argmax())
+        discontinuity = not _JUMP_BACK < attended - self.position < _JUMP_AHEAD
+        if not discontinuity:
+            self.position = attended
+        self._notice_start(rows)
+        self._notice_end(rows)
+        self.steps += 1
+        long_tail = self.complete and float(self._tail.max()) >= _LONG_TAIL
+        repetition = self.complete and self._repeated > _REPETITION
+        stop = "force" if long_tail or repetition else "suppress" if attended < self._end else None
+        return Alignment(self.position, self.started, self.complete, discontinuity, long_tail, repetition, stop)
+
+    @property
+    def _end(self) -> int:
+        return self.text_tokens - _LAST_WORDS
+
+    def _notice_start(self, rows: torch.Tensor) -> None:
+        last_two = rows if self._before is None else torch.cat([self._before, rows])
+        self._before = rows[-1:]
+        self._beginning = max(self._beginning, float(rows[:, :4].max()))
+        hallucinated = float(last_two[-2:, -2:].max()) > 0.1
+        self.started = self.started or not (hallucinated or self._beginning < 0.5)
+
+    def _notice_end(self, rows: torch.Tensor) -> None:
+        if self.complete:  # the step that completes does not count yet
+            self._tail += rows[:, -_LAST_WORDS:].sum(0)
+            earlier = rows[:, :-5]
+            self._repeated += float(earlier.max(1).values.sum()) if earlier.shape[1] else 0.0
+        self.complete = self.complete or self.position >= self._end
+
+
+def guard_logits(logits: torch.Tensor, alignment: Alignment, stop_token: int) -> torch.Tensor:
+    """Logits (..., V) with the stop token forced or suppressed as ``alignment.stop`` says.
+
+    Upstream would apply both when speech repeats early text after completion, which levels all logits and samples a
+    random token; here forcing wins.
+    """
+    if alignment.stop == "force":
+        logits = torch.full_like(logits, -_STOP_LOGIT)
+        logits[..., stop_token] = _STOP_LOGIT
+    elif alignment.stop == "suppress":
+        logits = logits.clone()
+        logits[..., stop_token] = -_STOP_LOGIT
+    return logits

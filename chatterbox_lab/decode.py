@@ -1,0 +1,96 @@
+"""Conditioning and text to speech tokens, one at a time: prefill once, then one decode step a token."""
+
+from __future__ import annotations
+
+from collections.abc import Generator
+
+import torch
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from transformers import DynamicCache
+from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
+
+from .alignment import AlignmentTracker, guard_logits
+from .attention import FORK_HEADS, Attention, Heads
+from .settings import StreamSettings
+
+TOP_P = 0.8  # both fixed in chatterbox-streaming (tts.py, inference_stream)
+REPETITION_PENALTY = 2.0
+
+
+@torch.inference_mode()
+def decode(
+    t3: T3,
+    cond: T3Cond,
+    text_tokens: torch.Tensor,
+    settings: StreamSettings,
+    *,
+    generator: torch.Generator | None = None,
+    max_new_tokens: int = 1000,
+    heads: Heads = FORK_HEADS,
+) -> Generator[torch.Tensor, None, None]:
+    """Samples speech tokens until the stop token or ``max_new_tokens``.
+
+    Args:
+        t3: upstream's token-to-token model.
+        cond: its conditioning, on T3's device and in its dtype.
+        text_tokens: (2, S), twice the same for classifier-free guidance, with start and stop.
+        settings: temperature, guidance, analyzer, guard and ``ignore_eos`` are used.
+        generator: of the sampling, on T3's device; None is PyTorch's default generator.
+        max_new_tokens: the most tokens to sample, the stop token included.
+        heads: the (layer, head) pairs from which alignment is read.
+
+    Yields:
+        One token at a time, int64 (1,), on T3's device; the stop token itself is not yielded.
+    """
+    embeds, text = _prompt(t3, cond, text_tokens)
+    attend = Attention(t3.tfmr, settings.analyzer, text, heads)
+    tracker = AlignmentTracker(text_tokens.shape[1]) if settings.guard else None
+    stop = t3.hp.stop_speech_token
+    history = torch.tensor([[t3.hp.start_speech_token]], device=t3.device)
+    cache = DynamicCache()
+    for step in range(max_new_tokens):
+        logits = t3.speech_head(attend(embeds, cache)[:, -1])
+        if tracker is not None:
+            logits = guard_logits(logits, tracker.update(attend.rows), stop)
+        token = _sample(logits, history, settings, stop, generator)
+        if int(token) == stop:
+            return
+        yield token[0]
+        history = torch.cat([history, token], dim=1)
+        embeds = _embed(t3, token, step + 1)
+
+
+def _prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+    """Input embeddings (2, T, C) of the prefill, and where in it the text tokens are."""
+    start = torch.full_like(text_tokens[:, :1], t3.hp.start_speech_token)
+    embeds, length = t3.prepare_input_embeds(t3_cond=cond, text_tokens=text_tokens, speech_tokens=start)
+    # Upstream feeds the start token a second time; its models were used, and its analyzer written, that way.
+    embeds = torch.cat([embeds, _embed(t3, start[:1], 0)], dim=1)
+    return embeds, (length, length + text_tokens.shape[1])
+
+
+def _embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
+    """The embedding (2, 1, C) of one speech token for the conditional and the unconditional row."""
+    return (t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(position)).expand(2, -1, -1)
+
+
+def _sample(
+    logits: torch.Tensor,
+    history: torch.Tensor,
+    settings: StreamSettings,
+    stop: int,
+    generator: torch.Generator | None,
+) -> torch.Tensor:
+    """One token (1, 1) from the logits (2, V) of the CFG pair, in upstream's order of operations."""
+    logits = logits[:1] + settings.cfg_weight * (logits[:1] - logits[1:])
+    if settings.ignore_eos:
+        logits[:, stop] = -torch.inf
+    greedy = settings.temperature == 0
+    if not greedy and settings.temperature != 1.0:
+        logits = logits / settings.temperature
+    logits = RepetitionPenaltyLogitsProcessor(REPETITION_PENALTY)(history, logits)
+    if greedy:
+        return logits.argmax(-1, keepdim=True)
+    probabilities = TopPLogitsWarper(TOP_P)(None, logits).softmax(-1)
+    return torch.multinomial(probabilities, num_samples=1, generator=generator)

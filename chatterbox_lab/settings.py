@@ -1,0 +1,106 @@
+"""What a stream is asked to do: one validated, frozen record, and the presets the report names."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields, replace
+from operator import index
+from typing import Any
+
+ANALYZERS = ("stock", "layer", "off", "probe")
+BACKENDS = ("hf",)
+SCHEDULES = ("fixed",)
+
+_CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES}
+_COUNTS = {"chunk_size": 1, "context_window": 0}
+_AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
+_FLAGS = ("guard", "ignore_eos")
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How text becomes a stream of audio chunks. Values are checked when the record is made.
+
+    Args:
+        chunk_size: new speech tokens per chunk (25 tokens are one second of audio), at least 1.
+        context_window: tokens before the chunk that S3Gen synthesises again with it, at least 0. The tokens that
+            the cross-fade needs are always included.
+        temperature: of the sampling, at least 0. Zero takes the most likely token (after repetition penalty).
+        cfg_weight: classifier-free guidance, ``cond + weight * (cond - uncond)``, at least 0.
+        exaggeration: Chatterbox's emotion control, at least 0; 0.5 is neutral.
+        fade_duration: length in seconds of the cross-fade between chunks, at least 0; at most half a chunk is used.
+        analyzer: how T3's alignment is read. ``"stock"``: as released, every layer returns its attention map.
+            ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
+            ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
+        guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
+        backend: what runs T3's decode step; ``"hf"`` is the transformers model.
+        schedule: how chunk sizes follow one another; ``"fixed"`` repeats ``chunk_size``.
+        ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements).
+
+    Raises:
+        ValueError: names the field, its value and what is allowed.
+    """
+
+    chunk_size: int = 50
+    context_window: int = 100
+    temperature: float = 0.8
+    cfg_weight: float = 0.5
+    exaggeration: float = 0.5
+    fade_duration: float = 0.02
+    analyzer: str = "off"
+    guard: bool = False
+    backend: str = "hf"
+    schedule: str = "fixed"
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in _COUNTS.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name in _AMOUNTS:
+            object.__setattr__(self, name, _amount(name, getattr(self, name)))
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(repr, allowed))}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.guard and self.analyzer == "off":
+            raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
+
+    def replace(self, **overrides: Any) -> StreamSettings:
+        """A copy with some fields changed and checked again. Raises ValueError for a name that is no field."""
+        names = [field.name for field in fields(self)]
+        for name in overrides:
+            if name not in names:
+                raise ValueError(f"{name}={overrides[name]!r}: no such setting; there are {', '.join(names)}")
+        return replace(self, **overrides)
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """``value`` as an int within [least, most]. Raises ValueError naming the argument otherwise."""
+    allowed = f"a whole number, at least {least}" + (f" and at most {most}" if most is not None else "")
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+    return number
+
+
+def _amount(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (bool, str)) or not math.isfinite(number) or number < 0:
+        raise ValueError(f"{name}={value!r}: must be a finite number, at least 0")
+    return number
+
+
+BASELINE = StreamSettings(chunk_size=25, context_window=50)
+"""Upstream's defaults: where the report starts."""
+BALANCED = StreamSettings(chunk_size=50, context_window=100)
+"""The report's recommendation."""
+BEST_RTF = StreamSettings(chunk_size=75, context_window=150)
+"""The report's setting for the lowest RTF."""

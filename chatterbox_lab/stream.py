@@ -1,0 +1,367 @@
+"""The schedule that ties decoding and rendering together: streaming, whole utterances, and the drop-in patch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.tts import ChatterboxTTS, punc_norm
+
+from .attention import remove_spies, without_spies
+from .decode import decode
+from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
+from .models import check_reference
+from .render import SAMPLES_PER_TOKEN, Renderer
+from .settings import BALANCED, StreamSettings, whole_number
+
+_NEVER = -1.0e4  # finite, because CFG subtracts logits
+_WATERMARK_BLOCK = 960  # PerTh crops what does not fill its hop of 240 samples at 24 kHz, and needs over 768
+
+
+def generate_stream(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> Measured:
+    """Speaks ``text`` in chunks, each yielded as soon as it is rendered.
+
+    Arguments are checked when this is called, before any model runs. Not thread-safe: one stream of a model at a
+    time may run, though several may be suspended.
+
+    Args:
+        tts: a model from `load`, or any upstream ``ChatterboxTTS``.
+        text: what to say, at most T3's 2048 text tokens.
+        settings: chunk size, context, sampling and analyzer.
+        seed: makes tokens and audio repeatable; equal to ``torch.manual_seed(seed)`` before upstream's sampling.
+            None samples from PyTorch's default generator.
+        max_new_tokens: the most speech tokens (25 a second), at least 1.
+        **overrides: single fields of ``settings``, such as ``chunk_size=25``.
+
+    Yields:
+        ``(audio, metrics)``: audio (1, samples), float32 on the CPU at ``tts.sr``; metrics of the stream so far.
+
+    Raises:
+        ValueError: names the argument, its value and what is allowed.
+    """
+    settings, text_tokens, seed, max_new_tokens = _checked(tts, text, settings, overrides, seed, max_new_tokens)
+    clock = StageClock(tts.device)
+    return measured(_chunks(tts, text_tokens, settings, seed, max_new_tokens, clock), clock, tts.sr)
+
+
+def generate(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> torch.Tensor:
+    """The whole utterance at once, (1, samples), float32 on the CPU; arguments as for `generate_stream`."""
+    codes = speech_tokens(tts, text, settings, seed=seed, max_new_tokens=max_new_tokens, **overrides)
+    return render(tts, codes, seed=seed)
+
+
+def speech_tokens(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> torch.Tensor:
+    """The speech tokens of ``text``, int64 (n,), start and stop removed; arguments as for `generate_stream`."""
+    settings, text_tokens, seed, max_new_tokens = _checked(tts, text, settings, overrides, seed, max_new_tokens)
+    tokens = list(_tokens(tts, text_tokens, settings, seed, max_new_tokens))
+    return torch.cat(tokens).cpu() if tokens else torch.zeros(0, dtype=torch.long)
+
+
+def render(tts: ChatterboxTTS, codes: torch.Tensor, *, seed: int | None = None) -> torch.Tensor:
+    """Audio (1, 960 n), float32 on the CPU and watermarked, of speech tokens (n,) decoded as one window."""
+    renderer = Renderer(tts.s3gen, tts.conds.gen, context_window=0, fade_samples=0, seed=seed or 0)
+    return watermark(tts, renderer.push(codes, last=True))
+
+
+def _checked(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings, overrides: dict[str, Any], seed: Any, max_new_tokens: Any
+) -> tuple[StreamSettings, torch.Tensor, int | None, int]:
+    if not isinstance(settings, StreamSettings):
+        raise ValueError(f"settings={settings!r}: must be a StreamSettings, such as chatterbox_lab.BALANCED")
+    settings = settings.replace(**overrides)
+    most = tts.t3.hp.max_speech_tokens
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, most)
+    if seed is not None:
+        seed = whole_number("seed", seed, 0, 2**63 - 1)
+    if tts.conds is None:
+        raise ValueError("the model has no voice: call tts.prepare_conditionals(recording) first")
+    return settings, encode_text(tts, text), seed, max_new_tokens
+
+
+def encode_text(tts: ChatterboxTTS, text: str) -> torch.Tensor:
+    """Text tokens (2, S), int64 on the model's device, with start and stop, twice for CFG. Raises ValueError."""
+    if not isinstance(text, str) or not text.strip():
+        raise ValueError(f"text={text!r}: must be a string with something to say")
+    hp = tts.t3.hp
+    tokens = tts.tokenizer.text_to_tokens(punc_norm(text.strip())).long().to(tts.device)
+    if tokens.shape[1] > hp.max_text_tokens:
+        raise ValueError(
+            f"text of {len(text)} characters: is {tokens.shape[1]} text tokens, at most {hp.max_text_tokens} fit; "
+            "speak it in parts"
+        )
+    tokens = F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
+    return tokens.repeat(2, 1)
+
+
+def _tokens(
+    tts: ChatterboxTTS, text_tokens: torch.Tensor, settings: StreamSettings, seed: int | None, max_new_tokens: int
+) -> Iterator[torch.Tensor]:
+    generator = None if seed is None else torch.Generator(tts.t3.device).manual_seed(seed)
+    cond = _conditioning(tts, settings.exaggeration)
+    tokens = decode(tts.t3, cond, text_tokens, settings, generator=generator, max_new_tokens=max_new_tokens)
+    start = tts.t3.hp.start_speech_token
+    return (token for token in tokens if int(token) != start)
+
+
+def _conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
+    """T3's conditioning with the wanted exaggeration, in T3's dtype; the model's own is left as it is."""
+    cond = replace(tts.conds.t3, emotion_adv=exaggeration * torch.ones(1, 1, 1), cond_prompt_speech_emb=None)
+    return cond.to(device=tts.device, dtype=tts.t3.speech_head.weight.dtype)
+
+
+def _chunks(
+    tts: ChatterboxTTS,
+    text_tokens: torch.Tensor,
+    settings: StreamSettings,
+    seed: int | None,
+    max_new_tokens: int,
+    clock: StageClock,
+) -> Chunks:
+    tokens = _tokens(tts, text_tokens, settings, seed, max_new_tokens)
+    fade = min(round(settings.fade_duration * tts.sr), settings.chunk_size * SAMPLES_PER_TOKEN // 2)
+    renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context_window, fade, seed or 0)
+    ended = False
+    while not ended:
+        with clock.stage("t3"):
+            chunk = list(_take(tokens, settings.chunk_size, clock))
+        ended = len(chunk) < settings.chunk_size or clock.calls["token"] == max_new_tokens
+        with clock.stage("s3gen"):
+            new = torch.cat(chunk) if chunk else torch.zeros(0, dtype=torch.long)
+            audio = renderer.push(new, last=ended)
+        if audio.shape[1]:
+            with clock.stage("watermark"):
+                audio = watermark(tts, audio)
+            yield audio
+
+
+def _take(tokens: Iterator[torch.Tensor], count: int, clock: StageClock) -> Iterator[torch.Tensor]:
+    for _ in range(count):
+        token = next(tokens, None)
+        if token is None:
+            return
+        clock.calls["token"] += 1
+        yield token
+
+
+def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
+    """Audio (1, n) with the model's watermark, as long as before: PerTh alone would crop or refuse odd lengths."""
+    samples = audio.shape[1]
+    padded = F.pad(audio, (0, -samples % _WATERMARK_BLOCK))
+    marked = tts.watermarker.apply_watermark(padded[0].numpy(), sample_rate=tts.sr)
+    return torch.from_numpy(np.array(marked[:samples], dtype=np.float32))[None]
+
+
+def upstream_stream(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> Measured:
+    """Upstream's own ``generate_stream``, on the same clock as ours and for as many tokens; arguments as there.
+
+    The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
+    generator, as a user of upstream would. What upstream leaves on the layers is removed when the stream ends.
+    """
+    settings, _, seed, max_new_tokens = _checked(tts, text, settings, overrides, seed, max_new_tokens)
+    clock = StageClock(tts.device)
+    return measured(_upstream_chunks(tts, text, settings, seed, max_new_tokens, clock), clock, tts.sr)
+
+
+def _upstream_chunks(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings, seed: int | None, max_new_tokens: int, clock: StageClock
+) -> Chunks:
+    if seed is not None:
+        torch.manual_seed(seed)
+    tts.t3.compiled = False  # else upstream streams with the text position of an earlier call
+    with without_spies(tts.t3.tfmr), _timed(tts, clock, max_new_tokens), stop_suppressed(tts.t3, settings.ignore_eos):
+        try:
+            stream = type(tts).generate_stream(
+                tts, text, chunk_size=settings.chunk_size, context_window=settings.context_window,
+                temperature=settings.temperature, cfg_weight=settings.cfg_weight, exaggeration=settings.exaggeration,
+                fade_duration=settings.fade_duration, print_metrics=False,
+            )  # fmt: skip
+            for audio, _ in stream:
+                yield audio
+        finally:
+            stream.close()
+            remove_spies(tts.t3.tfmr)
+
+
+@contextmanager
+def _timed(tts: ChatterboxTTS, clock: StageClock, max_new_tokens: int) -> Iterator[None]:
+    """Upstream's three stages on our clock, and its fixed 1000 tokens replaced."""
+
+    def inference_stream(**kwargs: Any) -> Iterator[torch.Tensor]:
+        chunks = type(tts).inference_stream(tts, **dict(kwargs, max_new_tokens=max_new_tokens))
+        while True:
+            with clock.stage("t3"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            clock.calls["token"] += int((chunk != tts.t3.hp.stop_speech_token).sum())
+            yield chunk
+
+    with (
+        _attribute(tts, "inference_stream", inference_stream),
+        _attribute(tts.s3gen, "inference", _staged(clock, "s3gen", tts.s3gen.inference)),
+        _attribute(tts.watermarker, "apply_watermark", _staged(clock, "watermark", tts.watermarker.apply_watermark)),
+    ):
+        yield
+
+
+def _staged(clock: StageClock, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with clock.stage(stage):
+            return function(*args, **kwargs)
+
+    return timed
+
+
+@contextmanager
+def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+    """An attribute of this one object, put back as it was afterwards."""
+    before = owner.__dict__.get(name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        delattr(owner, name)
+        if before is not None:
+            setattr(owner, name, before)
+
+
+@contextmanager
+def stop_suppressed(t3: torch.nn.Module, active: bool = True) -> Iterator[None]:
+    """Keeps T3 from sampling its stop token, whoever runs it; does nothing unless ``active``."""
+
+    def suppress(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., t3.hp.stop_speech_token] = _NEVER
+        return logits
+
+    handle = t3.speech_head.register_forward_hook(suppress) if active else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
+
+
+class Patch:
+    """What `patch` returns: a context, or an object whose ``undo()`` ends the patch."""
+
+    def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
+        self.tts, self.settings = tts, settings
+        self._stack = ExitStack()
+        self._stack.enter_context(_attribute(tts, "generate_stream", self._generate_stream))
+        self._stack.enter_context(_attribute(tts, "generate", self._generate))
+
+    def undo(self) -> None:
+        """Gives the model its own methods back; may be called more than once."""
+        self._stack.close()
+
+    def __enter__(self) -> Patch:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.undo()
+
+    def _generate_stream(
+        self,
+        text: str,
+        audio_prompt_path: str | Path | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = 0.5,
+        temperature: float = 0.8,
+        chunk_size: int = 25,
+        context_window: int = 50,
+        fade_duration: float = 0.02,
+        print_metrics: bool = True,
+    ) -> Measured:
+        _take_voice(self.tts, audio_prompt_path, exaggeration)
+        stream = generate_stream(
+            self.tts, text, self.settings, exaggeration=exaggeration, cfg_weight=cfg_weight, temperature=temperature,
+            chunk_size=chunk_size, context_window=context_window, fade_duration=fade_duration,
+        )  # fmt: skip
+        return _reported(stream) if print_metrics else stream
+
+    def _generate(
+        self,
+        text: str,
+        audio_prompt_path: str | Path | None = None,
+        exaggeration: float = 0.5,
+        cfg_weight: float = 0.5,
+        temperature: float = 0.8,
+    ) -> torch.Tensor:
+        _take_voice(self.tts, audio_prompt_path, exaggeration)
+        return generate(
+            self.tts, text, self.settings, exaggeration=exaggeration, cfg_weight=cfg_weight, temperature=temperature
+        )
+
+
+def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
+    """Puts this package's ``generate_stream`` and ``generate`` behind the model's own, with upstream's signatures.
+
+    ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until its ``.undo()``.
+
+    Args:
+        tts: any upstream ``ChatterboxTTS``.
+        **overrides: fields of `StreamSettings` that upstream's signature does not have, such as ``analyzer="probe"``.
+
+    Raises:
+        ValueError: an unknown field or a value that is not allowed.
+    """
+    return Patch(tts, StreamSettings().replace(**overrides))
+
+
+def _take_voice(tts: ChatterboxTTS, recording: str | Path | None, exaggeration: float) -> None:
+    if recording:
+        check_reference(recording)
+        tts.prepare_conditionals(recording, exaggeration=exaggeration)
+
+
+def _reported(stream: Measured) -> Measured:
+    """The stream, with upstream's report printed along the way."""
+    metrics = StreamMetrics()
+    for audio, metrics in stream:
+        if metrics.chunk_count == 1:
+            print(f"Latency to first chunk: {metrics.latency_to_first_chunk:.3f}s")
+        yield audio, metrics
+    if metrics.rtf is not None:
+        print(f"Total generation time: {metrics.total_generation_time:.3f}s")
+        print(f"Total audio duration: {metrics.total_audio_duration:.3f}s")
+        print(f"RTF (Real-Time Factor): {metrics.rtf:.3f}")
+        print(f"Total chunks yielded: {metrics.chunk_count}")
