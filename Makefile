@@ -18,8 +18,8 @@ help: ## this list
 $(READY): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 13))' || \
 	    { echo "Python 3.11 or 3.12 is needed, $(PYTHON) is neither: make PYTHON=/path/to/python3.11" >&2; exit 1; }
-	rm -f $(READY)
-	if command -v uv >/dev/null; then \
+	@rm -f $(READY)
+	@if command -v uv >/dev/null; then \
 	    uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
 	    uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
 	else \
@@ -27,7 +27,7 @@ $(READY): pyproject.toml constraints.txt
 	    $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[test]' | grep -v 'already satisfied'; \
 	    exit $${PIPESTATUS[0]}; \
 	fi
-	touch $(READY)
+	@touch $(READY)
 
 run: $(READY) ## executes every notebook with papermill, writes figures/ and data/, prints the verdicts
 	$(BIN)/python notebooks/run.py
@@ -54,7 +54,8 @@ record: $(READY) ## records again what other transformers versions do (downloads
 	$(BIN)/python data/record_transformers.py
 
 lock: $(READY) ## writes constraints.txt from the environment
-	$(BIN)/python -m pip --python $(BIN)/python freeze --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
+	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
+	@touch $(READY)
 
 clean: ## removes the environment and what runs leave behind
 	rm -rf .venv build *.egg-info .ruff_cache

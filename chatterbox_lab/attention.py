@@ -74,6 +74,8 @@ class Attention:
             yield
 
     def _from_map(self, index: int, module: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
+        if output[1] is None:
+            raise RuntimeError("this transformers version returns no attention maps from SDPA; use analyzer='probe'")
         attention = output[1][0]  # (H, T, keys)
         start, end = self.text
         first = _first_speech_row(attention.shape[-2], attention.shape[-1], end)

@@ -11,7 +11,7 @@ import contextlib
 import json
 import string
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from pathlib import Path
@@ -63,7 +63,8 @@ _NEVER = -1.0e4  # a logit that no sampling reaches; finite, because CFG subtrac
 class VoiceConfig:
     """The sizes of a voice; the defaults are Chatterbox's own.
 
-    ``clone`` says whether the folder holds the networks that turn a reference recording into a voice.
+    ``clone`` says whether the folder holds the networks that turn a reference recording into a voice, ``trained``
+    whether the speech head has learned which codes exist (see `FlowCodesHead`).
     ``*_heads`` of T3 are as many as the later analyzers address (head 15), so keep 16 where they should work.
     """
 
@@ -85,6 +86,7 @@ class VoiceConfig:
     vocoder_size: int = 512
     vocoder_kernels: tuple[int, ...] = (3, 7, 11)
     f0_size: int = 512
+    trained: bool = True
     clone: bool = True
     tokenizer_size: int = 1280
     tokenizer_layers: int = 6
@@ -123,8 +125,9 @@ TINY = VoiceConfig(
     t3_size=192, t3_mlp=384, t3_layers=14, encoder_size=64, encoder_mlp=128, encoder_heads=2, encoder_blocks=2,
     encoder_up_blocks=1, unet_size=64, unet_heads=2, unet_head_size=16, unet_blocks=1, unet_mid_blocks=1,
     vocoder_size=64, vocoder_kernels=(3,), f0_size=64, tokenizer_size=64, tokenizer_layers=1, speaker_growth=4,
-    voice_encoder_size=32,
+    voice_encoder_size=32, trained=False,
 )  # fmt: skip
+_SIZES = {"tiny": TINY, "random": VoiceConfig(trained=False)}
 
 
 class LabTTS(ChatterboxTTS):
@@ -175,13 +178,13 @@ def load(
     device, dtype = _device(device), _dtype(dtype)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: must be a whole number, at least 0")
-    folder = None if model in ("tiny", "random") else _folder(model)
-    config = VoiceConfig.read(folder / "config.json") if folder else TINY if model == "tiny" else VoiceConfig()
+    folder = None if model in _SIZES else _folder(model)
+    config = _SIZES[model] if folder is None else VoiceConfig.read(folder / "config.json")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
         torch.manual_seed(seed)
         tts = _assemble(config, None if folder is None else folder / "tokenizer.json", watermark)
         if folder is None:
-            _randomize(tts)
+            tts.conds = _random_voice(tts.t3.hp)
         else:
             _fill(tts, folder)
     return _place(tts, device, dtype)
@@ -254,6 +257,8 @@ def _t3(config: VoiceConfig) -> T3:
         t3 = T3(hp)
     if config.t3_size != 1024:  # the Perceiver is 1024 wide whatever the size of T3
         t3.cond_enc.perceiver = Perceiver(pre_attention_query_size=config.t3_size, embedding_dim=config.t3_size)
+    if not config.trained:
+        t3.speech_head = FlowCodesHead(t3.dim, hp.speech_tokens_dict_size, bias=False)
     return t3
 
 
@@ -374,21 +379,22 @@ class FlowCodesHead(torch.nn.Linear):
         return logits
 
 
-def _randomize(tts: LabTTS) -> None:
-    head = FlowCodesHead(tts.t3.dim, tts.t3.hp.speech_tokens_dict_size, bias=False)
-    head.load_state_dict(tts.t3.speech_head.state_dict())
-    tts.t3.speech_head = head
+def _random_voice(hp: T3Config) -> Conditionals:
+    """Conditionals of the released shapes, so that full-size costs are the real ones."""
     codes = partial(torch.randint, 0, SPEECH_VOCAB_SIZE)
     t3 = T3Cond(
-        speaker_emb=torch.nn.functional.normalize(torch.rand(1, T3Config.speaker_embed_size), dim=1),
-        cond_prompt_speech_tokens=codes((1, tts.t3.hp.speech_cond_prompt_len)),
+        speaker_emb=torch.nn.functional.normalize(torch.rand(1, hp.speaker_embed_size), dim=1),
+        cond_prompt_speech_tokens=codes((1, hp.speech_cond_prompt_len)),
         emotion_adv=0.5 * torch.ones(1, 1, 1),
     )
-    gen = dict(
-        prompt_token=codes((1, PROMPT_TOKENS)), prompt_token_len=torch.tensor([PROMPT_TOKENS]),
-        prompt_feat=torch.randn(1, 2 * PROMPT_TOKENS, 80) - 5, prompt_feat_len=None, embedding=torch.randn(1, 192),
-    )  # fmt: skip
-    tts.conds = Conditionals(t3, gen)
+    gen = {
+        "prompt_token": codes((1, PROMPT_TOKENS)),
+        "prompt_token_len": torch.tensor([PROMPT_TOKENS]),
+        "prompt_feat": torch.randn(1, 2 * PROMPT_TOKENS, 80) - 5,
+        "prompt_feat_len": None,
+        "embedding": torch.randn(1, 192),
+    }
+    return Conditionals(t3, gen)
 
 
 def _fill(tts: LabTTS, folder: Path) -> None:
@@ -471,7 +477,7 @@ def save(tts: LabTTS, folder: str | Path) -> Path:
     for name, module in modules:
         if module is not None:
             with written_whole(folder / f"{name}.safetensors") as part:
-                save_file(_contiguous(module.state_dict().items()), part)
+                save_file(_weights(module), part)
     with written_whole(folder / "tokenizer.json") as part:
         tts.tokenizer.tokenizer.save(str(part))
     with written_whole(folder / "config.json") as part:
@@ -482,5 +488,7 @@ def save(tts: LabTTS, folder: str | Path) -> Path:
     return folder
 
 
-def _contiguous(tensors: Iterable[tuple[str, torch.Tensor]]) -> dict[str, torch.Tensor]:
-    return {name: tensor.detach().cpu().contiguous() for name, tensor in tensors}
+def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The module's own weights; upstream's inference hangs a second view of T3 into it as ``patched_model``."""
+    own = {key: value for key, value in module.state_dict().items() if not key.startswith("patched_model.")}
+    return {key: value.detach().cpu().contiguous() for key, value in own.items()}

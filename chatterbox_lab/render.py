@@ -46,9 +46,7 @@ class Flow:
         if self.flow.decoder.t_scheduler == "cosine":
             time = 1 - torch.cos(time * 0.5 * torch.pi)
         mask = torch.ones_like(hidden[:, :1])
-        mel = self.flow.decoder.solve_euler(
-            noise, t_span=time, mu=hidden, mask=mask, spks=self.speaker, cond=condition
-        )
+        mel = self.flow.decoder.solve_euler(noise, t_span=time, mu=hidden, mask=mask, spks=self.speaker, cond=condition)
         return mel[:, :, prompt:]
 
     def _encode(self, tokens: torch.Tensor) -> torch.Tensor:

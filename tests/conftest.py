@@ -1,0 +1,37 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+import torch
+
+from chatterbox_lab import models
+
+TEXT = "Hello there, this is a test."
+
+
+def trace(tts: models.LabTTS) -> list[object]:
+    """What is patched on the model: forwards and hooks of every layer, and the object's own attributes."""
+    layers = [layer.self_attn for layer in tts.t3.tfmr.layers]
+    hooks = [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in (*layers, tts.t3.speech_head)]
+    names = [sorted(vars(owner)) for owner in (tts, tts.watermarker, *layers)]
+    return [hooks, names, "inference" in vars(tts.s3gen)]
+
+
+@pytest.fixture(scope="session")
+def voice() -> models.LabTTS:
+    """The tiny model, built once; its voice prompt is cut short to make S3Gen quick."""
+    tts = models.load("tiny", device="cpu", seed=0)
+    gen = tts.conds.gen
+    gen.update(prompt_token=gen["prompt_token"][:, :10], prompt_feat=gen["prompt_feat"][:, :20])
+    gen["prompt_token_len"] = torch.tensor([10])
+    return tts
+
+
+@pytest.fixture
+def tts(voice: models.LabTTS) -> Iterator[models.LabTTS]:
+    """The shared model; the test fails if it leaves anything behind on it."""
+    before, conds = trace(voice), voice.conds
+    yield voice
+    assert trace(voice) == before
+    voice.conds = conds

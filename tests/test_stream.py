@@ -1,0 +1,288 @@
+from __future__ import annotations
+
+import gc
+import inspect
+import itertools
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import psutil
+import pytest
+import torch
+from chatterbox.tts import ChatterboxTTS
+from conftest import TEXT, trace
+
+import chatterbox_lab as lab
+from chatterbox_lab import attention, stream
+from chatterbox_lab.render import Renderer
+from chatterbox_lab.settings import ANALYZERS
+
+FIXED = {"seed": 0, "ignore_eos": True}
+
+
+def joined(chunks: Iterator[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+    return torch.cat([audio for audio, _ in chunks], dim=1)
+
+
+@pytest.mark.parametrize("chunk_size", [1, 7, 25, 60])
+@pytest.mark.parametrize(("context_window", "fade_duration"), [(0, 0.02), (0, 0.0), (3, 0.013), (50, 0.5)])
+def test_every_token_becomes_exactly_960_samples(
+    tts: Any, chunk_size: int, context_window: int, fade_duration: float
+) -> None:
+    chunks = list(
+        lab.generate_stream(
+            tts, TEXT, chunk_size=chunk_size, context_window=context_window, fade_duration=fade_duration,
+            max_new_tokens=25, **FIXED,
+        )
+    )  # fmt: skip
+    metrics = chunks[-1][1]
+    assert sum(audio.shape[1] for audio, _ in chunks) == 25 * 960
+    assert all(audio.shape[0] == 1 and audio.shape[1] > 0 and audio.isfinite().all() for audio, _ in chunks)
+    assert metrics.tokens == 25
+    assert metrics.total_audio_duration == 1.0
+    assert metrics.chunk_count == len(chunks) == -(-25 // chunk_size)
+
+
+@pytest.mark.parametrize("stop_at", [0, 1, 10, 14, 20])
+def test_the_last_chunk_is_never_lost_when_speech_stops(tts: Any, stop_at: int) -> None:
+    count = itertools.count()
+
+    def stop(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., tts.t3.hp.stop_speech_token] = 1e4 if next(count) == stop_at else -1e4
+        return logits
+
+    handle = tts.t3.speech_head.register_forward_hook(stop)
+    try:
+        chunks = list(lab.generate_stream(tts, TEXT, chunk_size=10, seed=0, max_new_tokens=40))
+    finally:
+        handle.remove()
+    assert sum(audio.shape[1] for audio, _ in chunks) == stop_at * 960
+
+
+@pytest.mark.parametrize("mode", ANALYZERS)
+def test_same_seed_and_settings_give_the_same_audio(tts: Any, mode: str) -> None:
+    runs = [joined(lab.generate_stream(tts, TEXT, analyzer=mode, max_new_tokens=8, **FIXED)) for _ in range(2)]
+    other = joined(lab.generate_stream(tts, TEXT, max_new_tokens=8, seed=1, ignore_eos=True))
+    assert torch.equal(*runs)
+    assert not torch.equal(runs[0], other)
+
+
+def test_one_chunk_is_the_whole_utterance(tts: Any) -> None:
+    whole = lab.generate(tts, TEXT, max_new_tokens=12, **FIXED)
+    assert torch.equal(joined(lab.generate_stream(tts, TEXT, chunk_size=12, max_new_tokens=12, **FIXED)), whole)
+
+
+def test_chunks_do_not_change_what_is_said(tts: Any) -> None:
+    """Audio differs only by S3Gen's view of the future; the tokens behind it are the same."""
+    whole = lab.generate(tts, TEXT, max_new_tokens=40, **FIXED)
+    streamed = joined(lab.generate_stream(tts, TEXT, chunk_size=10, context_window=30, max_new_tokens=40, **FIXED))
+    assert torch.cosine_similarity(whole, streamed).item() > 0.8
+
+
+def test_audio_is_plain_and_the_callers_mode_untouched(tts: Any) -> None:
+    for audio, _ in lab.generate_stream(tts, TEXT, chunk_size=3, max_new_tokens=6, **FIXED):
+        assert (audio.dtype, audio.device.type, audio.is_inference()) == (torch.float32, "cpu", False)
+        assert not torch.is_inference_mode_enabled()
+        audio.mul_(0.5)
+    assert not lab.speech_tokens(tts, TEXT, max_new_tokens=2).is_inference()
+
+
+def test_arguments_leave_the_voice_as_it_is(tts: Any) -> None:
+    before = tts.conds.t3.emotion_adv.clone()
+    lab.speech_tokens(tts, TEXT, exaggeration=3.0, max_new_tokens=2)
+    assert torch.equal(tts.conds.t3.emotion_adv, before)
+
+
+def test_exaggeration_reaches_t3(tts: Any) -> None:
+    neutral, excited = (
+        tts.t3.prepare_conditioning(stream._conditioning(tts, exaggeration)) for exaggeration in (0.5, 3.0)
+    )
+    changed = (neutral - excited).abs().amax(dim=(0, 2)) > 0
+    assert changed.tolist() == [False] * (len(changed) - 1) + [True]  # the emotion's is the last position
+
+
+def test_two_streams_of_one_model_may_take_turns(tts: Any) -> None:
+    arguments = {"chunk_size": 5, "max_new_tokens": 15, "ignore_eos": True}
+    alone = [joined(lab.generate_stream(tts, TEXT, seed=seed, **arguments)) for seed in (0, 1)]
+    streams = [lab.generate_stream(tts, TEXT, seed=seed, analyzer="probe", **arguments) for seed in (0, 1)]
+    together: list[list[torch.Tensor]] = [[], []]
+    for pair in zip(*streams, strict=True):
+        for parts, (audio, _) in zip(together, pair, strict=True):
+            parts.append(audio)
+    assert all(torch.equal(one, torch.cat(parts, 1)) for one, parts in zip(alone, together, strict=True))
+
+
+class StageError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("mode", ANALYZERS)
+@pytest.mark.parametrize("end", ["success", "exception", "interrupt", "close", "forgotten"])
+@pytest.mark.parametrize("spied", [False, True])
+def test_the_layers_are_as_before_however_a_call_ends(
+    voice: Any, mode: str, end: str, spied: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if spied:  # what a plain generate() leaves behind stays where it was, too
+        voice.t3.inference(
+            t3_cond=voice.conds.t3, text_tokens=stream.encode_text(voice, TEXT), max_new_tokens=1, cfg_weight=0.5
+        )
+    before = trace(voice)
+    error = {"exception": StageError, "interrupt": KeyboardInterrupt}.get(end)
+    chunks = lab.generate_stream(voice, TEXT, chunk_size=2, max_new_tokens=6, analyzer=mode, **FIXED)
+    next(chunks)
+    assert trace(voice) == before  # also while the caller has its turn
+    if error:
+        layer = voice.t3.tfmr.layers[9]
+        monkeypatch.setattr(layer.mlp, "forward", lambda *_: (_ for _ in ()).throw(error()))
+        with pytest.raises(error):
+            list(chunks)
+        monkeypatch.undo()
+    elif end == "success":
+        list(chunks)
+    elif end == "close":
+        chunks.close()
+    del chunks
+    gc.collect()
+    assert trace(voice) == before
+    attention.remove_spies(voice.t3.tfmr)
+
+
+@pytest.mark.parametrize("end", ["success", "close"])
+def test_upstreams_stream_is_cleared_away_after_it(tts: Any, end: str) -> None:
+    chunks = lab.upstream_stream(tts, TEXT, chunk_size=3, max_new_tokens=6, **FIXED)
+    audio, metrics = next(chunks)
+    if end == "success":
+        assert len(list(chunks)) == 1
+        assert metrics.tokens == 6
+        assert metrics.total_audio_duration == pytest.approx(6 * 0.04)
+    chunks.close()
+    assert audio.shape == (1, 3 * 960)
+    assert 0 < metrics.t3_seconds + metrics.s3gen_seconds <= metrics.total_generation_time
+    assert attention.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
+
+
+def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
+    memory = []
+    for call in range(200):
+        chunks = lab.generate_stream(
+            tts, "Hi.", chunk_size=1, context_window=0, max_new_tokens=2, analyzer=ANALYZERS[call % 4], **FIXED
+        )
+        for _ in chunks:
+            if call % 10 == 5:  # 20 of them are aborted midway
+                break
+        del chunks
+        if call in (99, 199):
+            gc.collect()
+            memory.append(psutil.Process().memory_info().rss)
+    assert attention.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
+    assert memory[1] - memory[0] < 16 * 2**20
+
+
+def test_a_chunk_costs_the_same_however_much_was_said(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    work: list[int] = []
+    push = Renderer._vocode
+
+    def counted(self: Renderer, mel: torch.Tensor, context: int) -> torch.Tensor:
+        work.append(mel.shape[2])
+        return push(self, mel, context)
+
+    monkeypatch.setattr(Renderer, "_vocode", counted)
+    list(lab.generate_stream(tts, TEXT, chunk_size=2, context_window=4, max_new_tokens=30, **FIXED))
+    assert work == [4, 8, *[12] * 13]
+
+
+def test_the_watermark_is_there_and_keeps_the_length(tts: Any) -> None:
+    audio = 0.1 * torch.randn(1, 24000)
+    for samples in (1, 480, 960, 2000, 24000):
+        assert stream.watermark(tts, audio[:, :samples]).shape == (1, samples)
+    marked = stream.watermark(tts, audio)
+    found = [tts.watermarker.get_watermark(signal[0].numpy(), sample_rate=24000).mean() for signal in (marked, audio)]
+    assert found[0] > 0.9 > found[1]
+
+
+def test_metrics_add_up(tts: Any) -> None:
+    seen = []
+    for _, metrics in lab.generate_stream(tts, TEXT, chunk_size=5, max_new_tokens=20, **FIXED):
+        seen.append((metrics.total_generation_time, metrics.tokens, metrics.chunk_count))
+    assert seen == sorted(seen)
+    assert metrics.latency_to_first_chunk == seen[0][0]
+    assert metrics.rtf == pytest.approx(metrics.total_generation_time / metrics.total_audio_duration)
+    stages = metrics.t3_seconds + metrics.s3gen_seconds + metrics.watermark_seconds
+    assert 0.5 * metrics.total_generation_time < stages <= metrics.total_generation_time
+    assert metrics.peak_memory_bytes > 10**8
+
+
+def test_the_callers_time_is_not_counted(tts: Any) -> None:
+    for _, metrics in lab.generate_stream(tts, TEXT, chunk_size=2, max_new_tokens=4, **FIXED):
+        before = metrics.total_generation_time
+        time.sleep(5 * before)
+    assert metrics.total_generation_time < 5 * before
+
+
+# The three snippets of the report, to the letter, `model` and `text` given; they must run unchanged inside a patch.
+SNIPPETS = [
+    """model.generate_stream(
+    text=text,
+    chunk_size=75,         # Efficient chunk size
+    context_window=150,    # 2x chunk_size for quality
+    temperature=0.8,
+    cfg_weight=0.5
+)""",
+    """model.generate_stream(
+    text=text,
+    chunk_size=50,         # Balance of latency vs efficiency
+    context_window=100,    # 2x chunk_size for proper continuity
+    temperature=0.8,
+    cfg_weight=0.5
+)""",
+]
+FLAGS = """torch.set_float32_matmul_precision('high')  # TensorFloat-32
+torch.backends.cudnn.benchmark = True      # Optimize for consistent shapes
+torch.backends.cuda.matmul.allow_tf32 = True  # Enable TF32 on Ampere
+"""
+
+
+@pytest.mark.parametrize("snippet", SNIPPETS)
+def test_the_reports_snippets_run_unchanged(
+    tts: Any, snippet: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(tts.t3.hp, "max_speech_tokens", 4096)
+    with lab.tune_torch(), lab.patch(tts):
+        exec(FLAGS, {"torch": torch})
+        chunks = eval(snippet, {"model": tts, "text": TEXT})
+        audio, metrics = next(chunks)
+        chunks.close()
+    size = 75 if "75" in snippet else 50
+    assert audio.shape == (1, size * 960 - 480)
+    assert metrics.tokens == size
+    assert "Latency to first chunk" in capsys.readouterr().out
+    assert torch.get_float32_matmul_precision() == "highest"
+
+
+def test_a_patch_keeps_upstreams_signatures_and_undoes_itself(tts: Any) -> None:
+    plain = tts.generate_stream.__func__
+    with lab.patch(tts):
+        for name in ("generate_stream", "generate"):
+            ours, theirs = (
+                inspect.signature(function) for function in (getattr(tts, name), getattr(ChatterboxTTS, name))
+            )
+            assert {k: p.default for k, p in ours.parameters.items()} == {
+                k: p.default for k, p in theirs.parameters.items() if k != "self"
+            }
+        assert tts.generate_stream.__func__ is not plain
+    assert tts.generate_stream.__func__ is plain
+    patch = lab.patch(tts, analyzer="probe")
+    assert tts.generate_stream.__func__ is not plain
+    patch.undo()
+    patch.undo()
+    assert tts.generate_stream.__func__ is plain
+
+
+def test_a_patched_model_says_what_ours_says(tts: Any) -> None:
+    with stream.stop_suppressed(tts.t3), lab.patch(tts):
+        torch.manual_seed(3)
+        patched = list(itertools.islice(tts.generate_stream(TEXT, chunk_size=5, print_metrics=False), 3))
+    ours = list(itertools.islice(lab.generate_stream(tts, TEXT, lab.BASELINE, chunk_size=5, **FIXED | {"seed": 3}), 3))
+    assert all((one[0] - other[0]).abs().max() < 0.5 for one, other in zip(patched, ours, strict=True))
+    assert [one[0].shape for one in patched] == [other[0].shape for other in ours]
