@@ -14,9 +14,11 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
@@ -275,6 +277,7 @@ def catch_warnings() -> Iterator[list[CaughtWarning]]:
     """
     caught: list[CaughtWarning] = []
     logger = logging.getLogger("transformers")
+    import_module("transformers.utils.logging")  # gives Logger its warning_once
     once, handlers, level = logging.Logger.warning_once, logger.handlers[:], logger.level
     logging.Logger.warning_once = logging.Logger.warning
     logger.handlers = [_Catcher(caught)]
@@ -285,6 +288,27 @@ def catch_warnings() -> Iterator[list[CaughtWarning]]:
         logging.Logger.warning_once = once
         logger.handlers = handlers
         logger.setLevel(level)
+
+
+def warning_table(caught: Sequence[CaughtWarning]) -> pd.DataFrame:
+    """The caught warnings, one row for each text and call site: message, raised in, called from, layers, times."""
+    groups: dict[tuple[str, str, str], list[CaughtWarning]] = {}
+    for warning in caught:
+        groups.setdefault((warning.message, warning.raised_in, warning.called_from), []).append(warning)
+    columns = ["warning", "raised in", "called from", "layers", "times"]
+    rows = [(*site, _ranges({w.layer for w in group} - {None}), len(group)) for site, group in groups.items()]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _ranges(numbers: set[int]) -> str:
+    """Sorted numbers with runs joined: {0, 1, 2, 5} is ``0-2, 5``."""
+    text: list[str] = []
+    for number in sorted(numbers):
+        if number - 1 in numbers:
+            text[-1] = f"{text[-1].split('-')[0]}-{number}"
+        else:
+            text.append(str(number))
+    return ", ".join(text)
 
 
 class _Catcher(logging.Handler):

@@ -43,7 +43,7 @@ def decode(
     Yields:
         One token at a time, int64 (1,), on T3's device; the stop token itself is not yielded.
     """
-    embeds, text = _prompt(t3, cond, text_tokens)
+    embeds, text = prompt(t3, cond, text_tokens)
     attend = Attention(t3.tfmr, settings.analyzer, text, heads)
     tracker = AlignmentTracker(text_tokens.shape[1]) if settings.guard else None
     stop = t3.hp.stop_speech_token
@@ -61,7 +61,7 @@ def decode(
         embeds = _embed(t3, token, step + 1)
 
 
-def _prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
+def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Input embeddings (2, T, C) of the prefill, and where in it the text tokens are."""
     start = torch.full_like(text_tokens[:, :1], t3.hp.start_speech_token)
     embeds, length = t3.prepare_input_embeds(t3_cond=cond, text_tokens=text_tokens, speech_tokens=start)

@@ -128,13 +128,13 @@ def _tokens(
     tts: ChatterboxTTS, text_tokens: torch.Tensor, settings: StreamSettings, seed: int | None, max_new_tokens: int
 ) -> Iterator[torch.Tensor]:
     generator = None if seed is None else torch.Generator(tts.t3.device).manual_seed(seed)
-    cond = _conditioning(tts, settings.exaggeration)
+    cond = conditioning(tts, settings.exaggeration)
     tokens = decode(tts.t3, cond, text_tokens, settings, generator=generator, max_new_tokens=max_new_tokens)
     start = tts.t3.hp.start_speech_token
     return (token for token in tokens if int(token) != start)
 
 
-def _conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
+def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
     """T3's conditioning with the wanted exaggeration, in T3's dtype; the model's own is left as it is."""
     cond = replace(tts.conds.t3, emotion_adv=exaggeration * torch.ones(1, 1, 1), cond_prompt_speech_emb=None)
     return cond.to(device=tts.device, dtype=tts.t3.speech_head.weight.dtype)

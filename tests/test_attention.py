@@ -14,14 +14,14 @@ from transformers import DynamicCache
 import chatterbox_lab as lab
 from chatterbox_lab import attention
 from chatterbox_lab.alignment import AlignmentTracker, guard_logits
-from chatterbox_lab.decode import _prompt, decode
+from chatterbox_lab.decode import decode, prompt
 from chatterbox_lab.settings import ANALYZERS
-from chatterbox_lab.stream import _conditioning, encode_text, stop_suppressed
+from chatterbox_lab.stream import conditioning, encode_text, stop_suppressed
 
 
-def prompt(tts: Any) -> tuple[torch.Tensor, tuple[int, int]]:
+def prefill(tts: Any) -> tuple[torch.Tensor, tuple[int, int]]:
     with torch.inference_mode():
-        return _prompt(tts.t3, _conditioning(tts, 0.5), encode_text(tts, TEXT))
+        return prompt(tts.t3, conditioning(tts, 0.5), encode_text(tts, TEXT))
 
 
 def upstream_tokens(tts: Any, seed: int, count: int, temperature: float = 0.8) -> torch.Tensor:
@@ -89,7 +89,7 @@ def test_the_stop_token_ends_the_stream(tts: Any, monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("heads", [attention.FORK_HEADS, attention.LATER_HEADS])
 def test_rows_are_those_of_the_attention_maps(tts: Any, heads: attention.Heads) -> None:
-    embeds, text = prompt(tts)
+    embeds, text = prefill(tts)
     step = torch.randn(2, 1, tts.t3.dim) * 0.02
     rows: dict[str, list[torch.Tensor]] = {}
     for mode in ("stock", "layer", "probe"):
@@ -106,7 +106,7 @@ def test_rows_are_those_of_the_attention_maps(tts: Any, heads: attention.Heads) 
 
 @pytest.mark.parametrize(("mode", "manual"), [("stock", 14), ("layer", 1), ("off", 0), ("probe", 0)])
 def test_how_many_layers_fall_back(tts: Any, mode: str, manual: int) -> None:
-    embeds, text = prompt(tts)
+    embeds, text = prefill(tts)
     with attention.watch_layers(tts.t3.tfmr) as counts:
         attention.Attention(tts.t3.tfmr, mode, text)(embeds, DynamicCache())
     assert [sum(count[kind] for count in counts) for kind in ("manual", "sdpa")] == [manual, 14 - manual]
@@ -243,7 +243,7 @@ def test_a_spy_left_behind_changes_nothing_in_our_stream(tts: Any) -> None:
 
 
 def test_the_half_fix_looks_into_the_future(tts: Any) -> None:
-    embeds, text = prompt(tts)
+    embeds, text = prefill(tts)
     result = attention.measure_half_fix(
         tts.t3.tfmr, tts.t3.speech_head, embeds, lambda: AlignmentStreamAnalyzer(tts.t3.tfmr, None, text)
     )
@@ -272,7 +272,7 @@ def test_stock_warns_twice_and_our_path_not_at_all(tts: Any) -> None:
 
 def test_decode_yields_plain_tokens_and_leaves_autograd_alone(tts: Any) -> None:
     with torch.enable_grad():
-        tokens = decode(tts.t3, _conditioning(tts, 0.5), encode_text(tts, TEXT), lab.BALANCED, max_new_tokens=3)
+        tokens = decode(tts.t3, conditioning(tts, 0.5), encode_text(tts, TEXT), lab.BALANCED, max_new_tokens=3)
         first = next(tokens)
         assert not torch.is_inference_mode_enabled()
         assert torch.is_grad_enabled()

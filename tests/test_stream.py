@@ -96,7 +96,7 @@ def test_arguments_leave_the_voice_as_it_is(tts: Any) -> None:
 
 def test_exaggeration_reaches_t3(tts: Any) -> None:
     neutral, excited = (
-        tts.t3.prepare_conditioning(stream._conditioning(tts, exaggeration)) for exaggeration in (0.5, 3.0)
+        tts.t3.prepare_conditioning(stream.conditioning(tts, exaggeration)) for exaggeration in (0.5, 3.0)
     )
     changed = (neutral - excited).abs().amax(dim=(0, 2)) > 0
     assert changed.tolist() == [False] * (len(changed) - 1) + [True]  # the emotion's is the last position
