@@ -48,7 +48,7 @@ lint: $(READY) ## ruff, notebooks included
 	$(BIN)/ruff check . && $(BIN)/ruff format --check .
 
 readme: $(READY) ## fills the tables of README.md from data/
-	$(BIN)/python -m chatterbox_lab.readme
+	$(BIN)/python notebooks/readme.py
 
 record: $(READY) ## records again what other transformers versions do (downloads them)
 	$(BIN)/python data/record_transformers.py

@@ -29,6 +29,7 @@ __all__ = [
     "speech_tokens",
     "tune_torch",
     "upstream_stream",
+    "upstream_tokens",
 ]
 
 # Imported on first use: the stack below them takes seconds, and settings and --help need none of it.
@@ -40,7 +41,8 @@ _LAZY = {
     "generate_stream": "stream",
     "patch": "stream",
     "speech_tokens": "stream",
-    "upstream_stream": "stream",
+    "upstream_stream": "upstream",
+    "upstream_tokens": "upstream",
 }
 
 

@@ -356,11 +356,7 @@ class HalfFix:
 
 @torch.inference_mode()
 def measure_half_fix(
-    tfmr: torch.nn.Module,
-    head: torch.nn.Module,
-    embeds: torch.Tensor,
-    leave_spy: Callable[[], Any],
-    layer: int = 9,
+    tfmr: torch.nn.Module, head: torch.nn.Linear, embeds: torch.Tensor, text: tuple[int, int], layer: int = 9
 ) -> HalfFix:
     """Runs one prefill in three ways: stock, SDPA everywhere, and SDPA with upstream's spy left on its layer.
 
@@ -368,27 +364,26 @@ def measure_half_fix(
         tfmr: T3's ``LlamaModel``.
         head: T3's speech head.
         embeds: the prefill's input embeddings (B, T, C).
-        leave_spy: builds upstream's analyzer on ``tfmr``; what it leaves behind is removed before returning.
-        layer: the layer that the spy sits on.
+        text: the half-open range of the text tokens' positions.
+        layer: the layer that upstream's analyzer spies on; the spy is removed before returning.
     """
+    from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 
     def run(**kwargs: Any) -> tuple[torch.Tensor, Any]:
         output = tfmr(inputs_embeds=embeds, use_cache=False, **kwargs)
-        return head(output.last_hidden_state[:, -1]).double(), output
+        # The weights alone: a head that masks codes would drown every change in its constants.
+        return F.linear(output.last_hidden_state[:, -1], head.weight).double(), output
 
-    seen: list[torch.Tensor] = []
     with without_spies(tfmr):
         sdpa, _ = run()
         stock, output = run(output_attentions=True)
-        handle = tfmr.layers[layer].self_attn.register_forward_hook(lambda m, i, out: seen.append(out[1]))
         try:
-            leave_spy()
+            spy = AlignmentStreamAnalyzer(tfmr, None, text, alignment_layer_idx=layer)
             half, _ = run(output_attentions=False)
         finally:
-            handle.remove()
             remove_spies(tfmr)
-    maps = [attention[0].float().mean(0).cpu() for attention in (output.attentions[layer], seen[-1])]
-    return HalfFix(layer, *maps, _relative(half, sdpa), _relative(stock, sdpa))
+    sound = output.attentions[layer][0].float().mean(0).cpu()
+    return HalfFix(layer, sound, spy.last_aligned_attn.float(), _relative(half, sdpa), _relative(stock, sdpa))
 
 
 def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:

@@ -76,11 +76,7 @@ def _embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
 
 
 def _sample(
-    logits: torch.Tensor,
-    history: torch.Tensor,
-    settings: StreamSettings,
-    stop: int,
-    generator: torch.Generator | None,
+    logits: torch.Tensor, history: torch.Tensor, settings: StreamSettings, stop: int, generator: torch.Generator | None
 ) -> torch.Tensor:
     """One token (1, 1) from the logits (2, V) of the CFG pair, in upstream's order of operations."""
     logits = logits[:1] + settings.cfg_weight * (logits[:1] - logits[1:])

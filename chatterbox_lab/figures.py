@@ -2,20 +2,15 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import matplotlib.pyplot as plt
 import seaborn as sns
-from matplotlib.axes import Axes
+from IPython.display import Image
 from matplotlib.figure import Figure
 
 from .measure import machine_facts, output_folder, written_whole
 
-COLORS = sns.color_palette("colorblind")
-STOCK, OURS, OTHER = COLORS[3], COLORS[0], COLORS[7]
 _RC = {
     "figure.dpi": 110,
     "savefig.dpi": 160,
@@ -29,17 +24,9 @@ _RC = {
 }
 
 
-@contextmanager
-def style() -> Iterator[None]:
-    """The lab's look for figures made inside."""
-    with sns.axes_style("ticks"), sns.plotting_context("notebook", font_scale=0.9), plt.rc_context(_RC):
-        yield
-
-
-def subplots(rows: int = 1, columns: int = 1, **kwargs: Any) -> tuple[Figure, Any]:
-    """``plt.subplots`` in the lab's style."""
-    with style():
-        return plt.subplots(rows, columns, **kwargs)
+def set_style() -> None:
+    """Gives every figure drawn from now on in this process the lab's look."""
+    sns.set_theme(context="notebook", style="ticks", font_scale=0.9, rc=_RC)
 
 
 def provenance(model: str, device: str = "cpu") -> dict[str, str]:
@@ -54,28 +41,28 @@ def provenance(model: str, device: str = "cpu") -> dict[str, str]:
     }
 
 
-def save(figure: Figure, name: str, origin: dict[str, str]) -> list[Path]:
+def save(figure: Figure, name: str, origin: dict[str, str]) -> Path:
     """Writes ``figures/name.png`` and ``.svg``, whole or not at all, with their origin in small print and metadata.
 
     Args:
         figure: what was drawn.
-        name: starts with the notebook's number and says what is seen, such as ``01_spies``.
+        name: starts with the notebook's number and says what is seen, such as ``01_layers``.
         origin: from `provenance`.
+
+    Returns:
+        The path of the PNG.
     """
     line = " | ".join(f"{key}: {value}" for key, value in origin.items())
     figure.supxlabel(line, fontsize=6, color="0.35", x=0.01, ha="left")
-    paths = []
-    with style():
-        for kind, metadata in (("png", {"Description": line}), ("svg", {"Description": line, "Date": None})):
-            path = output_folder("figures") / f"{name}.{kind}"
-            with written_whole(path) as part:
-                figure.savefig(part, format=kind, metadata=metadata)
-            paths.append(path)
-    return paths
+    folder = output_folder("figures")
+    for kind, metadata in (("svg", {"Description": line, "Date": None}), ("png", {"Description": line})):
+        with written_whole(folder / f"{name}.{kind}") as part:
+            figure.savefig(part, format=kind, metadata=metadata)
+    plt.close(figure)
+    return folder / f"{name}.png"
 
 
-def label_bars(axes: Axes, form: str = "{:.2f}") -> None:
-    """Writes its value at the end of every bar, so that no reader needs the grid."""
-    for container in axes.containers:
-        if hasattr(container, "patches"):
-            axes.bar_label(container, fmt=form, padding=3, fontsize=8)
+def show(figure: Figure, name: str, origin: dict[str, str]) -> Image:
+    """Saves a figure (see `save`) and returns the picture that was written, for the end of a cell."""
+    width = int(figure.get_figwidth() * 100)
+    return Image(filename=str(save(figure, name, origin)), width=width)

@@ -217,6 +217,11 @@ def _version(package: str) -> str:
         return "not installed"
 
 
+def verdict(claim: str, holds: bool, evidence: str) -> str:
+    """One line of a notebook's conclusion; ``holds`` and ``evidence`` are computed, never typed."""
+    return f"{claim:<44} {'reproduced' if holds else 'not reproduced':<15} {evidence}"
+
+
 def output_folder(kind: str) -> Path:
     """``figures`` or ``data`` of the repository, or of the folder in ``CHATTERBOX_LAB_OUTPUT`` if that is set."""
     folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", REPOSITORY)) / kind

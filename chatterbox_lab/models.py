@@ -27,11 +27,7 @@ from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
 from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
 from chatterbox.models.s3gen.flow_matching import CFM_PARAMS, CausalConditionalCFM
 from chatterbox.models.s3gen.hifigan import HiFTGenerator
-from chatterbox.models.s3gen.transformer.upsample_encoder import (
-    PreLookaheadLayer,
-    Upsample1D,
-    UpsampleConformerEncoder,
-)
+from chatterbox.models.s3gen.transformer.upsample_encoder import PreLookaheadLayer, Upsample1D, UpsampleConformerEncoder
 from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 from chatterbox.models.s3gen.xvector import CAMPPlus
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, S3Tokenizer
@@ -56,7 +52,7 @@ PROMPT_TOKENS = 250  # the ten-second voice prompt that S3Gen takes: ChatterboxT
 _WEIGHTS = ("t3_cfg", "s3gen", "ve")
 # Computed when the classes are built, so a checkpoint need not hold them (S3Tokenizer.ignore_state_dict_missing).
 _COMPUTED = ("_mel_filters", "window")
-_NEVER = -1.0e4  # a logit that no sampling reaches; finite, because CFG subtracts logits and inf - inf is nan
+NEVER = -1.0e4  # a logit that no sampling reaches; finite, because CFG subtracts logits and inf - inf is nan
 
 
 @dataclass(frozen=True)
@@ -374,8 +370,8 @@ class FlowCodesHead(torch.nn.Linear):
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., 8194) with the codes that the flow cannot take out of reach."""
         logits = super().forward(hidden)
-        logits[..., T3Config.stop_speech_token + 1 :] = _NEVER
-        logits[..., SPEECH_VOCAB_SIZE : T3Config.stop_speech_token] = _NEVER
+        logits[..., T3Config.stop_speech_token + 1 :] = NEVER
+        logits[..., SPEECH_VOCAB_SIZE : T3Config.stop_speech_token] = NEVER
         return logits
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
 from pathlib import Path
@@ -14,14 +14,12 @@ import torch.nn.functional as F
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS, punc_norm
 
-from .attention import remove_spies, without_spies
 from .decode import decode
 from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
 from .models import check_reference
 from .render import SAMPLES_PER_TOKEN, Renderer
 from .settings import BALANCED, StreamSettings, whole_number
 
-_NEVER = -1.0e4  # finite, because CFG subtracts logits
 _WATERMARK_BLOCK = 960  # PerTh crops what does not fill its hop of 240 samples at 24 kHz, and needs over 768
 
 
@@ -54,7 +52,7 @@ def generate_stream(
     Raises:
         ValueError: names the argument, its value and what is allowed.
     """
-    settings, text_tokens, seed, max_new_tokens = _checked(tts, text, settings, overrides, seed, max_new_tokens)
+    settings, text_tokens, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
     clock = StageClock(tts.device)
     return measured(_chunks(tts, text_tokens, settings, seed, max_new_tokens, clock), clock, tts.sr)
 
@@ -83,7 +81,7 @@ def speech_tokens(
     **overrides: Any,
 ) -> torch.Tensor:
     """The speech tokens of ``text``, int64 (n,), start and stop removed; arguments as for `generate_stream`."""
-    settings, text_tokens, seed, max_new_tokens = _checked(tts, text, settings, overrides, seed, max_new_tokens)
+    settings, text_tokens, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
     tokens = list(_tokens(tts, text_tokens, settings, seed, max_new_tokens))
     return torch.cat(tokens).cpu() if tokens else torch.zeros(0, dtype=torch.long)
 
@@ -94,9 +92,10 @@ def render(tts: ChatterboxTTS, codes: torch.Tensor, *, seed: int | None = None) 
     return watermark(tts, renderer.push(codes, last=True))
 
 
-def _checked(
+def checked(
     tts: ChatterboxTTS, text: str, settings: StreamSettings, overrides: dict[str, Any], seed: Any, max_new_tokens: Any
 ) -> tuple[StreamSettings, torch.Tensor, int | None, int]:
+    """Settings with their overrides, text tokens (2, S), seed and length, each checked. Raises ValueError."""
     if not isinstance(settings, StreamSettings):
         raise ValueError(f"settings={settings!r}: must be a StreamSettings, such as chatterbox_lab.BALANCED")
     settings = settings.replace(**overrides)
@@ -182,77 +181,8 @@ def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
     return torch.from_numpy(np.array(marked[:samples], dtype=np.float32))[None]
 
 
-def upstream_stream(
-    tts: ChatterboxTTS,
-    text: str,
-    settings: StreamSettings = BALANCED,
-    *,
-    seed: int | None = None,
-    max_new_tokens: int = 1000,
-    **overrides: Any,
-) -> Measured:
-    """Upstream's own ``generate_stream``, on the same clock as ours and for as many tokens; arguments as there.
-
-    The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
-    generator, as a user of upstream would. What upstream leaves on the layers is removed when the stream ends.
-    """
-    settings, _, seed, max_new_tokens = _checked(tts, text, settings, overrides, seed, max_new_tokens)
-    clock = StageClock(tts.device)
-    return measured(_upstream_chunks(tts, text, settings, seed, max_new_tokens, clock), clock, tts.sr)
-
-
-def _upstream_chunks(
-    tts: ChatterboxTTS, text: str, settings: StreamSettings, seed: int | None, max_new_tokens: int, clock: StageClock
-) -> Chunks:
-    if seed is not None:
-        torch.manual_seed(seed)
-    tts.t3.compiled = False  # else upstream streams with the text position of an earlier call
-    with without_spies(tts.t3.tfmr), _timed(tts, clock, max_new_tokens), stop_suppressed(tts.t3, settings.ignore_eos):
-        try:
-            stream = type(tts).generate_stream(
-                tts, text, chunk_size=settings.chunk_size, context_window=settings.context_window,
-                temperature=settings.temperature, cfg_weight=settings.cfg_weight, exaggeration=settings.exaggeration,
-                fade_duration=settings.fade_duration, print_metrics=False,
-            )  # fmt: skip
-            for audio, _ in stream:
-                yield audio
-        finally:
-            stream.close()
-            remove_spies(tts.t3.tfmr)
-
-
 @contextmanager
-def _timed(tts: ChatterboxTTS, clock: StageClock, max_new_tokens: int) -> Iterator[None]:
-    """Upstream's three stages on our clock, and its fixed 1000 tokens replaced."""
-
-    def inference_stream(**kwargs: Any) -> Iterator[torch.Tensor]:
-        chunks = type(tts).inference_stream(tts, **dict(kwargs, max_new_tokens=max_new_tokens))
-        while True:
-            with clock.stage("t3"):
-                chunk = next(chunks, None)
-            if chunk is None:
-                return
-            clock.calls["token"] += int((chunk != tts.t3.hp.stop_speech_token).sum())
-            yield chunk
-
-    with (
-        _attribute(tts, "inference_stream", inference_stream),
-        _attribute(tts.s3gen, "inference", _staged(clock, "s3gen", tts.s3gen.inference)),
-        _attribute(tts.watermarker, "apply_watermark", _staged(clock, "watermark", tts.watermarker.apply_watermark)),
-    ):
-        yield
-
-
-def _staged(clock: StageClock, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
-    def timed(*args: Any, **kwargs: Any) -> Any:
-        with clock.stage(stage):
-            return function(*args, **kwargs)
-
-    return timed
-
-
-@contextmanager
-def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
+def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of this one object, put back as it was afterwards."""
     before = owner.__dict__.get(name)
     setattr(owner, name, value)
@@ -264,30 +194,14 @@ def _attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
             setattr(owner, name, before)
 
 
-@contextmanager
-def stop_suppressed(t3: torch.nn.Module, active: bool = True) -> Iterator[None]:
-    """Keeps T3 from sampling its stop token, whoever runs it; does nothing unless ``active``."""
-
-    def suppress(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        logits[..., t3.hp.stop_speech_token] = _NEVER
-        return logits
-
-    handle = t3.speech_head.register_forward_hook(suppress) if active else None
-    try:
-        yield
-    finally:
-        if handle is not None:
-            handle.remove()
-
-
 class Patch:
     """What `patch` returns: a context, or an object whose ``undo()`` ends the patch."""
 
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
         self.tts, self.settings = tts, settings
         self._stack = ExitStack()
-        self._stack.enter_context(_attribute(tts, "generate_stream", self._generate_stream))
-        self._stack.enter_context(_attribute(tts, "generate", self._generate))
+        self._stack.enter_context(attribute(tts, "generate_stream", self._generate_stream))
+        self._stack.enter_context(attribute(tts, "generate", self._generate))
 
     def undo(self) -> None:
         """Gives the model its own methods back; may be called more than once."""

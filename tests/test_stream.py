@@ -14,7 +14,7 @@ from chatterbox.tts import ChatterboxTTS
 from conftest import TEXT, trace
 
 import chatterbox_lab as lab
-from chatterbox_lab import attention, stream
+from chatterbox_lab import attention, stream, upstream
 from chatterbox_lab.render import Renderer
 from chatterbox_lab.settings import ANALYZERS
 
@@ -124,9 +124,7 @@ def test_the_layers_are_as_before_however_a_call_ends(
     voice: Any, mode: str, end: str, spied: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     if spied:  # what a plain generate() leaves behind stays where it was, too
-        voice.t3.inference(
-            t3_cond=voice.conds.t3, text_tokens=stream.encode_text(voice, TEXT), max_new_tokens=1, cfg_weight=0.5
-        )
+        lab.upstream_tokens(voice, TEXT, max_new_tokens=1, leave_spies=True)
     before = trace(voice)
     error = {"exception": StageError, "interrupt": KeyboardInterrupt}.get(end)
     chunks = lab.generate_stream(voice, TEXT, chunk_size=2, max_new_tokens=6, analyzer=mode, **FIXED)
@@ -280,7 +278,7 @@ def test_a_patch_keeps_upstreams_signatures_and_undoes_itself(tts: Any) -> None:
 
 
 def test_a_patched_model_says_what_ours_says(tts: Any) -> None:
-    with stream.stop_suppressed(tts.t3), lab.patch(tts):
+    with upstream.stop_suppressed(tts.t3), lab.patch(tts):
         torch.manual_seed(3)
         patched = list(itertools.islice(tts.generate_stream(TEXT, chunk_size=5, print_metrics=False), 3))
     ours = list(itertools.islice(lab.generate_stream(tts, TEXT, lab.BASELINE, chunk_size=5, **FIXED | {"seed": 3}), 3))

@@ -1,4 +1,4 @@
-"""Fills the tables of README.md from the recorded measurements: ``python -m chatterbox_lab.readme``."""
+"""Fills the tables of README.md from the recorded measurements: ``make readme``."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import sys
 
 import pandas as pd
 
-from .bench import summary
-from .measure import REPOSITORY, load_results, written_whole
+from chatterbox_lab.bench import summary
+from chatterbox_lab.measure import REPOSITORY, load_results, written_whole
 
 README = REPOSITORY / "README.md"
 

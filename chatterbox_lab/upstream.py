@@ -1,0 +1,141 @@
+"""Upstream's own generators on our clock: the other side of every comparison.
+
+They run unpatched, from their own class; what they leave behind on the model is removed afterwards.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from chatterbox.models.t3 import t3 as t3_module
+from chatterbox.tts import ChatterboxTTS
+
+from .attention import remove_spies, without_spies
+from .measure import Chunks, Measured, StageClock, measured
+from .models import NEVER
+from .settings import BALANCED, StreamSettings
+from .stream import attribute, checked, conditioning
+
+
+def upstream_tokens(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    leave_spies: bool = False,
+    **overrides: Any,
+) -> torch.Tensor:
+    """What upstream's own ``T3.inference`` says, int64 (n,), start and stop removed; arguments as `speech_tokens`.
+
+    The seed sets PyTorch's default generator. Upstream leaves a spy on layer 9 with every call; it is removed unless
+    ``leave_spies``. Upstream cannot sample at temperature 0.
+    """
+    settings, text_tokens, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
+    cond = conditioning(tts, settings.exaggeration)
+    if seed is not None:
+        torch.manual_seed(seed)
+    try:
+        with stop_suppressed(tts.t3, settings.ignore_eos), attribute(t3_module, "tqdm", _no_bar):
+            tokens = tts.t3.inference(
+                t3_cond=cond, text_tokens=text_tokens, max_new_tokens=max_new_tokens,
+                temperature=settings.temperature, cfg_weight=settings.cfg_weight,
+            )[0]  # fmt: skip
+    finally:
+        if not leave_spies:
+            remove_spies(tts.t3.tfmr)
+    hp = tts.t3.hp
+    return tokens[(tokens != hp.start_speech_token) & (tokens != hp.stop_speech_token)].cpu()
+
+
+def _no_bar(steps: Iterable[int], **_: Any) -> Iterable[int]:
+    return steps
+
+
+def upstream_stream(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> Measured:
+    """Upstream's own ``generate_stream``, on the same clock as ours and for as many tokens; arguments as there.
+
+    The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
+    generator, as a user of upstream would. What upstream leaves on the layers is removed when the stream ends.
+    """
+    settings, _, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
+    clock = StageClock(tts.device)
+    return measured(_upstream_chunks(tts, text, settings, seed, max_new_tokens, clock), clock, tts.sr)
+
+
+def _upstream_chunks(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings, seed: int | None, max_new_tokens: int, clock: StageClock
+) -> Chunks:
+    if seed is not None:
+        torch.manual_seed(seed)
+    tts.t3.compiled = False  # else upstream streams with the text position of an earlier call
+    with without_spies(tts.t3.tfmr), _timed(tts, clock, max_new_tokens), stop_suppressed(tts.t3, settings.ignore_eos):
+        try:
+            stream = type(tts).generate_stream(
+                tts, text, chunk_size=settings.chunk_size, context_window=settings.context_window,
+                temperature=settings.temperature, cfg_weight=settings.cfg_weight, exaggeration=settings.exaggeration,
+                fade_duration=settings.fade_duration, print_metrics=False,
+            )  # fmt: skip
+            for audio, _ in stream:
+                yield audio
+        finally:
+            stream.close()
+            remove_spies(tts.t3.tfmr)
+
+
+@contextmanager
+def _timed(tts: ChatterboxTTS, clock: StageClock, max_new_tokens: int) -> Iterator[None]:
+    """Upstream's three stages on our clock, and its fixed 1000 tokens replaced."""
+
+    def inference_stream(**kwargs: Any) -> Iterator[torch.Tensor]:
+        chunks = type(tts).inference_stream(tts, **dict(kwargs, max_new_tokens=max_new_tokens))
+        while True:
+            with clock.stage("t3"):
+                chunk = next(chunks, None)
+            if chunk is None:
+                return
+            clock.calls["token"] += int((chunk != tts.t3.hp.stop_speech_token).sum())
+            yield chunk
+
+    with (
+        attribute(tts, "inference_stream", inference_stream),
+        attribute(tts.s3gen, "inference", _staged(clock, "s3gen", tts.s3gen.inference)),
+        attribute(tts.watermarker, "apply_watermark", _staged(clock, "watermark", tts.watermarker.apply_watermark)),
+    ):
+        yield
+
+
+def _staged(clock: StageClock, stage: str, function: Callable[..., Any]) -> Callable[..., Any]:
+    def timed(*args: Any, **kwargs: Any) -> Any:
+        with clock.stage(stage):
+            return function(*args, **kwargs)
+
+    return timed
+
+
+@contextmanager
+def stop_suppressed(t3: torch.nn.Module, active: bool = True) -> Iterator[None]:
+    """Keeps T3 from sampling its stop token, whoever runs it; does nothing unless ``active``."""
+
+    def suppress(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
+        logits[..., t3.hp.stop_speech_token] = NEVER
+        return logits
+
+    handle = t3.speech_head.register_forward_hook(suppress) if active else None
+    try:
+        yield
+    finally:
+        if handle is not None:
+            handle.remove()
