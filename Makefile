@@ -38,7 +38,7 @@ unit: $(READY)
 	$(BIN)/python -m pytest tests
 
 notebooks: $(READY)
-	CHATTERBOX_LAB_OUTPUT=$$(mktemp -d) $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 \
+	CHATTERBOX_LAB_OUTPUT=$(CURDIR)/build/test $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 \
 	    --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
 
 lab: $(READY) ## opens JupyterLab
@@ -54,8 +54,8 @@ record: $(READY) ## records again what other transformers versions do (downloads
 	$(BIN)/python data/record_transformers.py
 
 lock: $(READY) ## writes constraints.txt from the environment
-	$(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | grep -E '^[A-Za-z0-9_.-]+==' > constraints.txt
-	@touch $(READY)
+	@mkdir -p build && set -o pipefail && $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | \
+	    grep -E '^[A-Za-z0-9_.-]+==' > build/constraints.txt && mv build/constraints.txt . && touch $(READY)
 
 clean: ## removes the environment and what runs leave behind
 	rm -rf .venv build *.egg-info .ruff_cache

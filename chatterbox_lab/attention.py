@@ -53,7 +53,10 @@ class Attention:
 
     @torch.inference_mode()
     def __call__(self, embeds: torch.Tensor, cache: Any) -> torch.Tensor:
-        """Hidden states (B, T, C) of ``embeds`` (B, T, C) after what ``cache`` (a transformers Cache) holds."""
+        """Hidden states (B, T, C) of ``embeds`` (B, T, C) after what ``cache`` (a transformers Cache) holds.
+
+        T is 1, or the whole prefill with an empty cache.
+        """
         self._found.clear()
         with without_spies(self.tfmr), self._reading():
             output = self.tfmr(
@@ -244,17 +247,24 @@ def watch_layers(tfmr: torch.nn.Module) -> Iterator[list[Counter[str]]]:
 
 @contextmanager
 def _counted(layer: torch.nn.Module, count: Counter[str]) -> Iterator[None]:
-    original = layer.forward
+    # Hooks and no wrapped forward: a spy must stay visible to `without_spies`.
+    seen: list[bool] = []
+    watch = _SdpaWatch(lambda query, key, scale: seen.append(True))
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
-        seen: list[bool] = []
-        with _SdpaWatch(lambda query, key, scale: seen.append(True)):
-            output = original(*args, **kwargs)
+    def begin(module: Any, inputs: Any) -> None:
+        seen.clear()
+        watch.__enter__()
+
+    def end(module: Any, inputs: Any, output: Any) -> None:
+        watch.__exit__(None, None, None)
         count["sdpa" if seen else "manual"] += 1
-        return output
 
-    with _replaced_forward(layer, forward):
+    handles = layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, always_call=True)
+    try:
         yield
+    finally:
+        for handle in handles:
+            handle.remove()
 
 
 @dataclass(frozen=True)
@@ -372,7 +382,7 @@ def measure_half_fix(
     def run(**kwargs: Any) -> tuple[torch.Tensor, Any]:
         output = tfmr(inputs_embeds=embeds, use_cache=False, **kwargs)
         # The weights alone: a head that masks codes would drown every change in its constants.
-        return F.linear(output.last_hidden_state[:, -1], head.weight).double(), output
+        return F.linear(output.last_hidden_state[:, -1], head.weight).cpu().double(), output
 
     with without_spies(tfmr):
         sdpa, _ = run()

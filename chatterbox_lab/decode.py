@@ -41,22 +41,26 @@ def decode(
         heads: the (layer, head) pairs from which alignment is read.
 
     Yields:
-        One token at a time, int64 (1,), on T3's device; the stop token itself is not yielded.
+        One token at a time, int64 (1,), on T3's device; never the stop token or another start token.
     """
     embeds, text = prompt(t3, cond, text_tokens)
     attend = Attention(t3.tfmr, settings.analyzer, text, heads)
     tracker = AlignmentTracker(text_tokens.shape[1]) if settings.guard else None
-    stop = t3.hp.stop_speech_token
-    history = torch.tensor([[t3.hp.start_speech_token]], device=t3.device)
+    start, stop = t3.hp.start_speech_token, t3.hp.stop_speech_token
+    history = torch.tensor([[start]], device=t3.device)
     cache = DynamicCache()
     for step in range(max_new_tokens):
         logits = t3.speech_head(attend(embeds, cache)[:, -1])
         if tracker is not None:
-            logits = guard_logits(logits, tracker.update(attend.rows), stop)
+            alignment = tracker.update(attend.rows)
+            if not settings.ignore_eos:
+                logits = guard_logits(logits.float(), alignment, stop)
         token = _sample(logits, history, settings, stop, generator)
-        if int(token) == stop:
+        code = int(token)  # waits for the device
+        if code == stop:
             return
-        yield token[0]
+        if code != start:
+            yield token[0]
         history = torch.cat([history, token], dim=1)
         embeds = _embed(t3, token, step + 1)
 

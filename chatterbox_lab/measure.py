@@ -223,8 +223,13 @@ def verdict(claim: str, holds: bool, evidence: str) -> str:
 
 
 def output_folder(kind: str) -> Path:
-    """``figures`` or ``data`` of the repository, or of the folder in ``CHATTERBOX_LAB_OUTPUT`` if that is set."""
-    folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", REPOSITORY)) / kind
+    """Where a run puts its ``figures`` or ``data``: under ``CHATTERBOX_LAB_OUTPUT`` if that is set.
+
+    Else figures go to the repository's folder, and data to ``build/data``: what ``data/`` holds was recorded on
+    purpose (``notebooks/run.py --in-place``), and a table of the README may be made from it.
+    """
+    default = REPOSITORY if kind == "figures" else REPOSITORY / "build"
+    folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", default)) / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -241,7 +246,7 @@ def written_whole(path: Path) -> Iterator[Path]:
 
 
 def save_results(table: pd.DataFrame, name: str, facts: dict[str, Any]) -> Path:
-    """Writes ``data/name.csv``, one row a measurement with the machine's facts as columns, whole or not at all."""
+    """Writes ``name.csv`` (see `output_folder`) whole or not at all: the table, with the machine's facts as columns."""
     path = output_folder("data") / f"{name}.csv"
     with written_whole(path) as part:
         table.assign(**facts).to_csv(part, index=False)

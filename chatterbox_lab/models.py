@@ -89,6 +89,15 @@ class VoiceConfig:
     speaker_growth: int = 32
     voice_encoder_size: int = 256
 
+    def __post_init__(self) -> None:
+        for size, part in (
+            ("t3_size", 2 * self.t3_heads),
+            ("encoder_size", self.encoder_heads),
+            ("tokenizer_size", 64),
+        ):
+            if getattr(self, size) % part:  # T3's heads are even for RoPE; the tokenizer's are 64 wide
+                raise ValueError(f"{size}={getattr(self, size)}: must be a multiple of {part}")
+
     @classmethod
     def read(cls, path: Path) -> VoiceConfig:
         """The sizes in a ``config.json``, Chatterbox's own where there is no such file. Raises ValueError."""
@@ -98,6 +107,8 @@ class VoiceConfig:
             values = json.loads(path.read_text())
         except json.JSONDecodeError as error:
             raise ValueError(f"{path.name}: not valid JSON ({error})") from error
+        if not isinstance(values, dict):
+            raise ValueError(f"{path.name}: must hold an object of sizes, not {type(values).__name__}")
         known = {field.name: field.default for field in fields(cls)}
         for name, value in values.items():
             if name not in known:
@@ -174,10 +185,10 @@ def load(
     device, dtype = _device(device), _dtype(dtype)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: must be a whole number, at least 0")
-    folder = None if model in _SIZES else _folder(model)
+    folder = None if isinstance(model, str) and model in _SIZES else _folder(model)
     config = _SIZES[model] if folder is None else VoiceConfig.read(folder / "config.json")
     with torch.random.fork_rng(devices=[]), torch.device("cpu"):
-        torch.manual_seed(seed)
+        torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's generators as well
         tts = _assemble(config, None if folder is None else folder / "tokenizer.json", watermark)
         if folder is None:
             tts.conds = _random_voice(tts.t3.hp)
@@ -208,6 +219,8 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
 
 
 def _folder(model: str | Path) -> Path:
+    if not isinstance(model, (str, Path)) or not str(model).strip():
+        raise ValueError(f"model={model!r}: must be one of {', '.join(MODELS)} or the path of a voice folder")
     if model == "pretrained":
         return _download()
     folder = REPOSITORY / "data" / "lab" if model == "lab" else Path(model)
@@ -398,20 +411,38 @@ def _fill(tts: LabTTS, folder: Path) -> None:
     for name, module in parts.items():
         _load_weights(module, folder, name)
     if (folder / "conds.pt").exists():
-        tts.conds = Conditionals.load(folder / "conds.pt")
+        tts.conds = _load_conds(folder / "conds.pt")
 
 
 def _load_weights(module: torch.nn.Module, folder: Path, name: str) -> None:
-    safe, pickled = folder / f"{name}.safetensors", folder / f"{name}.pt"
-    if safe.exists():
-        state = load_file(safe)
-    else:
-        _require(pickled, f"{name}.safetensors or {name}.pt")
-        state = torch.load(pickled, map_location="cpu", weights_only=True)
+    path = folder / f"{name}.safetensors"
+    if not path.exists():
+        path = folder / f"{name}.pt"
+        _require(path, f"{name}.safetensors or {name}.pt")
+    state = _read(path)
     if "model" in state:  # the released t3_cfg.pt wraps its weights
         state = state["model"][0]
     _check_keys(module.state_dict(), state, f"{folder.name}/{name}")
     module.load_state_dict(state, strict=False)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """What a file of tensors holds; nothing in it is executed. Raises ValueError naming the file."""
+    try:
+        if path.suffix == ".safetensors":
+            return load_file(path)
+        return torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # what unpickling junk can raise has no common base
+        raise ValueError(f"{path}: not readable as tensors ({type(error).__name__})") from error
+
+
+def _load_conds(path: Path) -> Conditionals:
+    found = _read(path)
+    parts = {"t3": ("speaker_emb", "emotion_adv"), "gen": ("prompt_token", "prompt_feat", "embedding")}
+    missing = [f"{part}.{key}" for part, keys in parts.items() for key in keys if key not in found.get(part, {})]
+    if missing:
+        raise ValueError(f"{path}: {_some('missing', missing)}")
+    return Conditionals(T3Cond(**found["t3"]), found["gen"])
 
 
 def _check_keys(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], where: str) -> None:
@@ -458,11 +489,11 @@ def check_reference(path: str | Path) -> None:
     if not isinstance(path, (str, Path)) or not Path(path).is_file():
         raise ValueError(f"audio_prompt_path={str(path)!r}: no such file")
     try:
-        frames = soundfile.info(str(path)).frames
+        seconds = soundfile.info(str(path)).duration
     except soundfile.LibsndfileError as error:
         raise ValueError(f"audio_prompt_path={str(path)!r}: not readable as audio ({error})") from error
-    if not frames:
-        raise ValueError(f"audio_prompt_path={str(path)!r}: holds no samples")
+    if seconds < 1:
+        raise ValueError(f"audio_prompt_path={str(path)!r}: {seconds:.2f} s long, must be at least 1 s")
 
 
 def save(tts: LabTTS, folder: str | Path) -> Path:

@@ -14,6 +14,8 @@ SCHEDULES = ("fixed",)
 _CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES}
 _COUNTS = {"chunk_size": 1, "context_window": 0}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
+_MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
+_COLDEST = 1e-3  # below it logits over temperature leave the range of float16
 _FLAGS = ("guard", "ignore_eos")
 
 
@@ -25,17 +27,18 @@ class StreamSettings:
         chunk_size: new speech tokens per chunk (25 tokens are one second of audio), at least 1.
         context_window: tokens before the chunk that S3Gen synthesises again with it, at least 0. The tokens that
             the cross-fade needs are always included.
-        temperature: of the sampling, at least 0. Zero takes the most likely token (after repetition penalty).
-        cfg_weight: classifier-free guidance, ``cond + weight * (cond - uncond)``, at least 0.
-        exaggeration: Chatterbox's emotion control, at least 0; 0.5 is neutral.
-        fade_duration: length in seconds of the cross-fade between chunks, at least 0; at most half a chunk is used.
+        temperature: of the sampling: 0 takes the most likely token (after repetition penalty), else 0.001 to 100.
+        cfg_weight: classifier-free guidance, ``cond + weight * (cond - uncond)``, 0 to 100.
+        exaggeration: Chatterbox's emotion control, 0 to 100; 0.5 is neutral.
+        fade_duration: seconds of the cross-fade between chunks, 0 to 100; at most half a chunk is used.
         analyzer: how T3's alignment is read. ``"stock"``: as released, every layer returns its attention map.
             ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
             ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
         guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
         backend: what runs T3's decode step; ``"hf"`` is the transformers model.
         schedule: how chunk sizes follow one another; ``"fixed"`` repeats ``chunk_size``.
-        ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements).
+        ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
+            guard then looks on without acting.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -58,6 +61,8 @@ class StreamSettings:
             object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
         for name in _AMOUNTS:
             object.__setattr__(self, name, _amount(name, getattr(self, name)))
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature={self.temperature!r}: must be 0 (greedy) or at least {_COLDEST}")
         for name, allowed in _CHOICES.items():
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(repr, allowed))}")
@@ -93,8 +98,8 @@ def _amount(name: str, value: Any) -> float:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, (bool, str)) or not math.isfinite(number) or number < 0:
-        raise ValueError(f"{name}={value!r}: must be a finite number, at least 0")
+    if isinstance(value, (bool, str)) or not 0 <= number <= _MOST:  # nan is outside, too
+        raise ValueError(f"{name}={value!r}: must be a number from 0 to {_MOST:g}")
     return number
 
 

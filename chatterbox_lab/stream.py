@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import replace
@@ -52,9 +53,27 @@ def generate_stream(
     Raises:
         ValueError: names the argument, its value and what is allowed.
     """
-    settings, text_tokens, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
+    return _stream(tts, text, settings, overrides, seed, max_new_tokens)
+
+
+def _stream(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings,
+    overrides: dict[str, Any],
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    recording: str | Path | None = None,
+) -> Measured:
+    call = checked(tts, text, settings, overrides, seed, max_new_tokens, recording)
     clock = StageClock(tts.device)
-    return measured(_chunks(tts, text_tokens, settings, seed, max_new_tokens, clock), clock, tts.sr)
+
+    def chunks() -> Chunks:
+        if recording is not None:  # inside the measured time, as upstream has it
+            tts.prepare_conditionals(recording, exaggeration=call[0].exaggeration)
+        yield from _chunks(tts, call, clock)
+
+    return measured(chunks(), clock, tts.sr)
 
 
 def generate(
@@ -81,8 +100,7 @@ def speech_tokens(
     **overrides: Any,
 ) -> torch.Tensor:
     """The speech tokens of ``text``, int64 (n,), start and stop removed; arguments as for `generate_stream`."""
-    settings, text_tokens, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
-    tokens = list(_tokens(tts, text_tokens, settings, seed, max_new_tokens))
+    tokens = list(_tokens(tts, checked(tts, text, settings, overrides, seed, max_new_tokens)))
     return torch.cat(tokens).cpu() if tokens else torch.zeros(0, dtype=torch.long)
 
 
@@ -92,18 +110,28 @@ def render(tts: ChatterboxTTS, codes: torch.Tensor, *, seed: int | None = None) 
     return watermark(tts, renderer.push(codes, last=True))
 
 
+Call = tuple[StreamSettings, torch.Tensor, int | None, int]
+
+
 def checked(
-    tts: ChatterboxTTS, text: str, settings: StreamSettings, overrides: dict[str, Any], seed: Any, max_new_tokens: Any
-) -> tuple[StreamSettings, torch.Tensor, int | None, int]:
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings,
+    overrides: dict[str, Any],
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    recording: str | Path | None = None,
+) -> Call:
     """Settings with their overrides, text tokens (2, S), seed and length, each checked. Raises ValueError."""
     if not isinstance(settings, StreamSettings):
         raise ValueError(f"settings={settings!r}: must be a StreamSettings, such as chatterbox_lab.BALANCED")
     settings = settings.replace(**overrides)
-    most = tts.t3.hp.max_speech_tokens
-    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, most)
+    max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, tts.t3.hp.max_speech_tokens)
     if seed is not None:
         seed = whole_number("seed", seed, 0, 2**63 - 1)
-    if tts.conds is None:
+    if recording is not None:
+        check_reference(recording)
+    elif tts.conds is None:
         raise ValueError("the model has no voice: call tts.prepare_conditionals(recording) first")
     return settings, encode_text(tts, text), seed, max_new_tokens
 
@@ -113,7 +141,7 @@ def encode_text(tts: ChatterboxTTS, text: str) -> torch.Tensor:
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"text={text!r}: must be a string with something to say")
     hp = tts.t3.hp
-    tokens = tts.tokenizer.text_to_tokens(punc_norm(text.strip())).long().to(tts.device)
+    tokens = tts.tokenizer.text_to_tokens(punc_norm(text)).long().to(tts.device)
     if tokens.shape[1] > hp.max_text_tokens:
         raise ValueError(
             f"text of {len(text)} characters: is {tokens.shape[1]} text tokens, at most {hp.max_text_tokens} fit; "
@@ -123,14 +151,11 @@ def encode_text(tts: ChatterboxTTS, text: str) -> torch.Tensor:
     return tokens.repeat(2, 1)
 
 
-def _tokens(
-    tts: ChatterboxTTS, text_tokens: torch.Tensor, settings: StreamSettings, seed: int | None, max_new_tokens: int
-) -> Iterator[torch.Tensor]:
+def _tokens(tts: ChatterboxTTS, call: Call) -> Iterator[torch.Tensor]:
+    settings, text_tokens, seed, max_new_tokens = call
     generator = None if seed is None else torch.Generator(tts.t3.device).manual_seed(seed)
     cond = conditioning(tts, settings.exaggeration)
-    tokens = decode(tts.t3, cond, text_tokens, settings, generator=generator, max_new_tokens=max_new_tokens)
-    start = tts.t3.hp.start_speech_token
-    return (token for token in tokens if int(token) != start)
+    return decode(tts.t3, cond, text_tokens, settings, generator=generator, max_new_tokens=max_new_tokens)
 
 
 def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
@@ -139,15 +164,9 @@ def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
     return cond.to(device=tts.device, dtype=tts.t3.speech_head.weight.dtype)
 
 
-def _chunks(
-    tts: ChatterboxTTS,
-    text_tokens: torch.Tensor,
-    settings: StreamSettings,
-    seed: int | None,
-    max_new_tokens: int,
-    clock: StageClock,
-) -> Chunks:
-    tokens = _tokens(tts, text_tokens, settings, seed, max_new_tokens)
+def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
+    settings, _, seed, max_new_tokens = call
+    tokens = _tokens(tts, call)
     fade = min(round(settings.fade_duration * tts.sr), settings.chunk_size * SAMPLES_PER_TOKEN // 2)
     renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context_window, fade, seed or 0)
     ended = False
@@ -176,6 +195,8 @@ def _take(tokens: Iterator[torch.Tensor], count: int, clock: StageClock) -> Iter
 def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
     """Audio (1, n) with the model's watermark, as long as before: PerTh alone would crop or refuse odd lengths."""
     samples = audio.shape[1]
+    if samples == 0:
+        return audio
     padded = F.pad(audio, (0, -samples % _WATERMARK_BLOCK))
     marked = tts.watermarker.apply_watermark(padded[0].numpy(), sample_rate=tts.sr)
     return torch.from_numpy(np.array(marked[:samples], dtype=np.float32))[None]
@@ -184,13 +205,14 @@ def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
 @contextmanager
 def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
     """An attribute of this one object, put back as it was afterwards."""
-    before = owner.__dict__.get(name)
+    missing = object()
+    before = vars(owner).get(name, missing)
     setattr(owner, name, value)
     try:
         yield
     finally:
         delattr(owner, name)
-        if before is not None:
+        if before is not missing:
             setattr(owner, name, before)
 
 
@@ -225,11 +247,11 @@ class Patch:
         fade_duration: float = 0.02,
         print_metrics: bool = True,
     ) -> Measured:
-        _take_voice(self.tts, audio_prompt_path, exaggeration)
-        stream = generate_stream(
-            self.tts, text, self.settings, exaggeration=exaggeration, cfg_weight=cfg_weight, temperature=temperature,
-            chunk_size=chunk_size, context_window=context_window, fade_duration=fade_duration,
-        )  # fmt: skip
+        wanted = {
+            "exaggeration": exaggeration, "cfg_weight": cfg_weight, "temperature": temperature,
+            "chunk_size": chunk_size, "context_window": context_window, "fade_duration": fade_duration,
+        }  # fmt: skip
+        stream = _stream(self.tts, text, self.settings, wanted, recording=audio_prompt_path or None)
         return _reported(stream) if print_metrics else stream
 
     def _generate(
@@ -240,10 +262,11 @@ class Patch:
         cfg_weight: float = 0.5,
         temperature: float = 0.8,
     ) -> torch.Tensor:
-        _take_voice(self.tts, audio_prompt_path, exaggeration)
-        return generate(
-            self.tts, text, self.settings, exaggeration=exaggeration, cfg_weight=cfg_weight, temperature=temperature
-        )
+        wanted = {"exaggeration": exaggeration, "cfg_weight": cfg_weight, "temperature": temperature}
+        if audio_prompt_path:
+            checked(self.tts, text, self.settings, wanted, recording=audio_prompt_path)
+            self.tts.prepare_conditionals(audio_prompt_path, exaggeration=exaggeration)
+        return generate(self.tts, text, self.settings, **wanted)
 
 
 def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
@@ -252,19 +275,17 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
     ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until its ``.undo()``.
 
     Args:
-        tts: any upstream ``ChatterboxTTS``.
+        tts: any upstream ``ChatterboxTTS`` that is not patched yet.
         **overrides: fields of `StreamSettings` that upstream's signature does not have, such as ``analyzer="probe"``.
 
     Raises:
-        ValueError: an unknown field or a value that is not allowed.
+        ValueError: an unknown field, a value that is not allowed, a field that belongs to the call, a second patch.
     """
+    for name in overrides.keys() & inspect.signature(Patch._generate_stream).parameters.keys():
+        raise ValueError(f"{name}={overrides[name]!r}: belongs to generate_stream's own arguments, pass it there")
+    if isinstance(getattr(vars(tts).get("generate_stream"), "__self__", None), Patch):
+        raise ValueError("tts: already patched; call undo() on that patch first")
     return Patch(tts, StreamSettings().replace(**overrides))
-
-
-def _take_voice(tts: ChatterboxTTS, recording: str | Path | None, exaggeration: float) -> None:
-    if recording:
-        check_reference(recording)
-        tts.prepare_conditionals(recording, exaggeration=exaggeration)
 
 
 def _reported(stream: Measured) -> Measured:

@@ -17,7 +17,7 @@ from .attention import remove_spies, without_spies
 from .measure import Chunks, Measured, StageClock, measured
 from .models import NEVER
 from .settings import BALANCED, StreamSettings
-from .stream import attribute, checked, conditioning
+from .stream import Call, attribute, checked, conditioning
 
 
 def upstream_tokens(
@@ -35,21 +35,44 @@ def upstream_tokens(
     The seed sets PyTorch's default generator. Upstream leaves a spy on layer 9 with every call; it is removed unless
     ``leave_spies``. Upstream cannot sample at temperature 0.
     """
-    settings, text_tokens, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
-    cond = conditioning(tts, settings.exaggeration)
+    settings, text_tokens, seed, max_new_tokens = _call(tts, text, settings, overrides, seed, max_new_tokens)
     if seed is not None:
         torch.manual_seed(seed)
-    try:
-        with stop_suppressed(tts.t3, settings.ignore_eos), attribute(t3_module, "tqdm", _no_bar):
+    with _borrowed(tts, settings), attribute(t3_module, "tqdm", _no_bar):
+        try:
             tokens = tts.t3.inference(
-                t3_cond=cond, text_tokens=text_tokens, max_new_tokens=max_new_tokens,
+                t3_cond=tts.conds.t3, text_tokens=text_tokens, max_new_tokens=max_new_tokens,
                 temperature=settings.temperature, cfg_weight=settings.cfg_weight,
             )[0]  # fmt: skip
-    finally:
-        if not leave_spies:
-            remove_spies(tts.t3.tfmr)
+        finally:
+            if not leave_spies:
+                remove_spies(tts.t3.tfmr)
     hp = tts.t3.hp
     return tokens[(tokens != hp.start_speech_token) & (tokens != hp.stop_speech_token)].cpu()
+
+
+def _call(tts: ChatterboxTTS, text: str, settings: StreamSettings, overrides: dict[str, Any], *rest: Any) -> Call:
+    call = checked(tts, text, settings, overrides, *rest)
+    if call[0].temperature == 0:
+        raise ValueError("temperature=0: upstream divides by it; greedy is ours alone")
+    return call
+
+
+@contextmanager
+def _borrowed(tts: ChatterboxTTS, settings: StreamSettings) -> Iterator[None]:
+    """Upstream's generators write to the voice and to T3; both are given back as they were."""
+    t3, voice, missing = tts.t3, tts.conds.t3, object()
+    compiled, patched = t3.compiled, t3._modules.get("patched_model", missing)
+    tts.conds.t3 = conditioning(tts, settings.exaggeration)
+    t3.compiled = False  # else upstream streams with the text position of an earlier call
+    try:
+        with stop_suppressed(t3, settings.ignore_eos):
+            yield
+    finally:
+        tts.conds.t3, t3.compiled = voice, compiled
+        t3._modules.pop("patched_model", None)
+        if patched is not missing:
+            t3.patched_model = patched
 
 
 def _no_bar(steps: Iterable[int], **_: Any) -> Iterable[int]:
@@ -68,26 +91,26 @@ def upstream_stream(
     """Upstream's own ``generate_stream``, on the same clock as ours and for as many tokens; arguments as there.
 
     The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
-    generator, as a user of upstream would. What upstream leaves on the layers is removed when the stream ends.
+    generator, as a user of upstream would; its vocoder draws from the same generator between chunks, so from the
+    second chunk on its tokens are others than `upstream_tokens` says. Where ``max_new_tokens`` ends the speech,
+    upstream loses what does not fill a chunk: take a multiple of ``chunk_size``.
     """
-    settings, _, seed, max_new_tokens = checked(tts, text, settings, overrides, seed, max_new_tokens)
+    call = _call(tts, text, settings, overrides, seed, max_new_tokens)
     clock = StageClock(tts.device)
-    return measured(_upstream_chunks(tts, text, settings, seed, max_new_tokens, clock), clock, tts.sr)
+    return measured(_upstream_chunks(tts, text, call, clock), clock, tts.sr)
 
 
-def _upstream_chunks(
-    tts: ChatterboxTTS, text: str, settings: StreamSettings, seed: int | None, max_new_tokens: int, clock: StageClock
-) -> Chunks:
+def _upstream_chunks(tts: ChatterboxTTS, text: str, call: Call, clock: StageClock) -> Chunks:
+    settings, _, seed, max_new_tokens = call
     if seed is not None:
         torch.manual_seed(seed)
-    tts.t3.compiled = False  # else upstream streams with the text position of an earlier call
-    with without_spies(tts.t3.tfmr), _timed(tts, clock, max_new_tokens), stop_suppressed(tts.t3, settings.ignore_eos):
+    with without_spies(tts.t3.tfmr), _borrowed(tts, settings), _timed(tts, clock, max_new_tokens):
+        stream = type(tts).generate_stream(
+            tts, text, chunk_size=settings.chunk_size, context_window=settings.context_window,
+            temperature=settings.temperature, cfg_weight=settings.cfg_weight, fade_duration=settings.fade_duration,
+            exaggeration=tts.conds.t3.emotion_adv.item(), print_metrics=False,
+        )  # fmt: skip
         try:
-            stream = type(tts).generate_stream(
-                tts, text, chunk_size=settings.chunk_size, context_window=settings.context_window,
-                temperature=settings.temperature, cfg_weight=settings.cfg_weight, exaggeration=settings.exaggeration,
-                fade_duration=settings.fade_duration, print_metrics=False,
-            )  # fmt: skip
             for audio, _ in stream:
                 yield audio
         finally:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 import time
 from pathlib import Path
@@ -62,6 +63,7 @@ def main() -> int:
     for notebook in chosen:
         start = time.perf_counter()
         if arguments.in_place:
+            os.environ["CHATTERBOX_LAB_OUTPUT"] = str(HERE.parent)  # its measurements are the recorded ones
             refresh(notebook)
             continue
         node, end = run(notebook, {name: parse(value) for name, value in arguments.p})

@@ -14,8 +14,10 @@ def trace(tts: models.LabTTS) -> list[object]:
     """What is patched on the model: forwards and hooks of every layer, and the object's own attributes."""
     layers = [layer.self_attn for layer in tts.t3.tfmr.layers]
     hooks = [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in (*layers, tts.t3.speech_head)]
-    names = [sorted(vars(owner)) for owner in (tts, tts.watermarker, *layers)]
-    return [hooks, names, "inference" in vars(tts.s3gen)]
+    owners = (tts, tts.watermarker, tts.s3gen, tts.t3, *layers)
+    functions = [{name: value for name, value in vars(owner).items() if callable(value)} for owner in owners]
+    voice = [(name, id(value)) for name, value in vars(tts.conds.t3).items()]
+    return [hooks, functions, voice, id(tts.conds.t3), tts.t3.compiled, list(tts.t3._modules)]
 
 
 @pytest.fixture(scope="session")
@@ -33,5 +35,5 @@ def tts(voice: models.LabTTS) -> Iterator[models.LabTTS]:
     """The shared model; the test fails if it leaves anything behind on it."""
     before, conds = trace(voice), voice.conds
     yield voice
-    assert trace(voice) == before
     voice.conds = conds
+    assert trace(voice) == before

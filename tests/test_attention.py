@@ -12,12 +12,11 @@ from conftest import TEXT
 from transformers import DynamicCache
 
 import chatterbox_lab as lab
-from chatterbox_lab import attention
+from chatterbox_lab import attention, models, upstream
 from chatterbox_lab.alignment import AlignmentTracker, guard_logits
 from chatterbox_lab.decode import decode, prompt
 from chatterbox_lab.settings import ANALYZERS
 from chatterbox_lab.stream import conditioning, encode_text
-from chatterbox_lab.upstream import stop_suppressed
 
 
 def prefill(tts: Any) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -39,15 +38,14 @@ def test_same_seed_same_tokens_as_upstream(tts: Any, mode: str) -> None:
 
 @pytest.mark.parametrize("mode", ANALYZERS)
 def test_greedy_tokens_equal_upstreams(tts: Any, mode: str) -> None:
-    expected = upstream_tokens(tts, 0, 25, temperature=1e-4)  # upstream cannot divide by zero
+    expected = upstream_tokens(tts, 0, 25, temperature=1e-3)  # upstream cannot divide by zero
     greedy = lab.speech_tokens(tts, TEXT, temperature=0, max_new_tokens=25, ignore_eos=True, analyzer=mode)
     assert torch.equal(greedy, expected)
 
 
 def test_upstreams_streaming_tokens_are_the_same(tts: Any) -> None:
-    torch.manual_seed(4)
-    tts.t3.compiled = False
-    with stop_suppressed(tts.t3), torch.inference_mode():
+    with upstream._borrowed(tts, lab.BALANCED.replace(ignore_eos=True)), torch.inference_mode():
+        torch.manual_seed(4)
         text = encode_text(tts, TEXT)
         chunks = list(tts.inference_stream(t3_cond=tts.conds.t3, text_tokens=text, max_new_tokens=30, chunk_size=10))
     attention.remove_spies(tts.t3.tfmr)
@@ -219,6 +217,33 @@ def test_every_stock_call_leaves_another_spy(voice: Any) -> None:
     attention.remove_spies(voice.t3.tfmr)
     assert found == [{"hooks": n, "wrapped forwards": n} for n in (1, 2, 3)]
     assert attention.count_spies(voice.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
+
+
+def test_the_guard_looks_on_where_the_stop_is_ignored(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    rows = iter(synthetic_rows("walks", encode_text(tts, TEXT).shape[1], 200, 0))
+    given = property(lambda self: next(rows), lambda self, value: None)
+    monkeypatch.setattr(attention.Attention, "rows", given, raising=False)
+    tokens = lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=90, analyzer="probe", guard=True, ignore_eos=True)
+    assert len(tokens) == 90
+    assert tokens.max() < 6561
+
+
+def test_a_watched_model_still_has_its_spies_lifted(tts: Any) -> None:
+    AlignmentStreamAnalyzer(tts.t3.tfmr, None, (0, 5))
+    with attention.watch_layers(tts.t3.tfmr) as counts:
+        lab.speech_tokens(tts, TEXT, seed=2, max_new_tokens=1, ignore_eos=True)
+    attention.remove_spies(tts.t3.tfmr)
+    assert all(set(count) == {"sdpa"} for count in counts)
+
+
+@pytest.mark.parametrize("mode", ANALYZERS)
+def test_tokens_in_bfloat16_equal_upstreams(mode: str) -> None:
+    half = models.load("tiny", device="cpu", dtype="bfloat16")
+    arguments = {"seed": 1, "max_new_tokens": 40, "ignore_eos": True, "exaggeration": 0.7}
+    expected = lab.upstream_tokens(half, TEXT, **arguments)
+    assert torch.equal(lab.speech_tokens(half, TEXT, analyzer=mode, **arguments), expected)
+    streamed = lab.upstream_stream(half, TEXT, chunk_size=5, **arguments | {"max_new_tokens": 5})
+    assert next(streamed)[0].shape == (1, 5 * 960)
 
 
 def test_a_spy_left_behind_changes_nothing_in_our_stream(tts: Any) -> None:

@@ -105,6 +105,38 @@ def test_variants_take_turns_and_ratios_are_within_rounds() -> None:
         bench.interleaved({}, rounds=0)
 
 
+def test_the_clock_waits_for_the_device_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    waited: list[Any] = []
+    monkeypatch.setattr(measure, "synchronize", waited.append)
+    clock = measure.StageClock("cuda")
+    with clock.stage("t3"):
+        assert waited == ["cuda"]
+    assert waited == ["cuda"] * 2
+
+
+def test_a_variant_that_says_nothing_is_an_error() -> None:
+    with pytest.raises(ValueError, match="'silent'"):
+        bench.interleaved({"silent": lambda: iter([])}, rounds=1)
+
+
+def test_the_command_line_measures(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    output = tmp_path / "runs.csv"
+    common = ["--model", "tiny", "--device", "cpu", "--chunk-size", "3", "--chunks", "1"]
+    assert bench.main([*common, "--rounds", "1", "--analyzers", "off", "--output", str(output)]) == 0
+    assert "RTF ratio" in capsys.readouterr().out
+    runs = pd.read_csv(output)
+    assert runs["variant"].tolist() == ["upstream", "ours, off"] * 2
+    assert set(runs["tokens"]) == {3}
+    assert {"torch", "commit", "machine", "model", "chunk_size"} <= set(runs.columns)
+
+
+@pytest.mark.parametrize("wrong", [["--device", "cuda:99"], ["--rounds", "0"], ["--chunk-size", "0"], ["--model", "x"]])
+def test_the_command_line_names_what_is_wrong(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        bench.main(wrong)
+    assert wrong[1] in capsys.readouterr().err
+
+
 def test_a_stage_that_fails_is_still_counted() -> None:
     clock = measure.StageClock("cpu")
     with pytest.raises(KeyError), clock.stage("t3"):

@@ -130,6 +130,7 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> Non
         ({"t3_size": -1}, r"config.json: t3_size=-1"),
         ({"vocoder_kernels": []}, r"vocoder_kernels"),
         ({"heads": 3}, r"'heads' is no size of a voice"),
+        ({"encoder_heads": 3}, r"encoder_size=64: must be a multiple of 3"),
     ],
 )
 def test_sizes_that_do_not_fit_are_named(folder: Path, tmp_path: Path, change: dict[str, Any], message: str) -> None:
@@ -139,6 +140,54 @@ def test_sizes_that_do_not_fit_are_named(folder: Path, tmp_path: Path, change: d
     sizes = json.loads((folder / "config.json").read_text())
     (tmp_path / "config.json").write_text(json.dumps(sizes | change))
     with pytest.raises(ValueError, match=message):
+        models.load(tmp_path, device="cpu")
+
+
+def test_loading_leaves_the_gpus_generators_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    seeded: list[int] = []
+    monkeypatch.setattr(torch.cuda, "manual_seed_all", seeded.append)
+    models.load("tiny", device="cpu")
+    assert seeded == []
+
+
+class Bomb:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (Path.touch, (Path("exploded"),))
+
+
+@pytest.mark.parametrize("name", ["t3_cfg.pt", "conds.pt"])
+def test_nothing_in_a_checkpoint_is_executed(
+    folder: Path, tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for file in folder.iterdir():
+        if file.stem != Path(name).stem:
+            (tmp_path / file.name).symlink_to(file)
+    torch.save({"model": [Bomb()]}, tmp_path / name)
+    with pytest.raises(ValueError, match=f"{name}: not readable"):
+        models.load(tmp_path, device="cpu")
+    assert not (tmp_path / "exploded").exists()
+
+
+@pytest.mark.parametrize("name", ["s3gen.safetensors", "conds.pt"])
+@pytest.mark.parametrize("content", [b"", b"junk that is no tensor"])
+def test_an_unreadable_file_is_named(folder: Path, tmp_path: Path, name: str, content: bytes) -> None:
+    for file in folder.iterdir():
+        if file.name != name:
+            (tmp_path / file.name).symlink_to(file)
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(ValueError, match=f"{name}: not readable"):
+        models.load(tmp_path, device="cpu")
+
+
+def test_a_voice_that_lacks_a_part_is_refused(folder: Path, tmp_path: Path) -> None:
+    for file in folder.iterdir():
+        if file.name != "conds.pt":
+            (tmp_path / file.name).symlink_to(file)
+    conds = torch.load(folder / "conds.pt", weights_only=True)
+    del conds["gen"]["prompt_feat"]
+    torch.save(conds, tmp_path / "conds.pt")
+    with pytest.raises(ValueError, match=r"conds\.pt: missing: gen\.prompt_feat"):
         models.load(tmp_path, device="cpu")
 
 

@@ -74,7 +74,7 @@ def test_the_package_stays_small() -> None:
 
 
 def test_the_repository_stays_light_and_knows_no_machine() -> None:
-    listed = subprocess.run(["git", "-C", str(REPOSITORY), "ls-files"], capture_output=True, text=True)
+    listed = subprocess.run(["git", "-C", str(REPOSITORY), "ls-files"], capture_output=True, text=True, check=True)
     files = [REPOSITORY / name for name in listed.stdout.splitlines()]
     sizes = [file.stat().st_size for file in files if file.exists()]
     assert sum(sizes) < 60 * 2**20
@@ -101,8 +101,7 @@ def test_every_python_example_of_the_readme_runs(
         for example in examples:
             exec(example, scope)
     finally:
-        for name in ("generate_stream", "generate"):  # the first example leaves its patch in place, as it says
-            vars(tts).pop(name, None)
+        tts.generate_stream.__self__.undo()  # the first example leaves its patch in place, as it says
     assert "RTF" in capsys.readouterr().out
 
 
@@ -111,6 +110,10 @@ def test_every_command_of_the_readme_is_a_target() -> None:
     text = (REPOSITORY / "README.md").read_text()
     commands = re.findall(r"(?:`|^)make ([a-z.]+)", text, re.MULTILINE)
     assert {"run", "test", "lab"} <= set(commands) <= set(targets)
+
+
+def test_the_readme_is_finished() -> None:
+    assert not re.findall(r"TIME_\w+|TODO|FIXME", readme.README.read_text())
 
 
 def test_the_readmes_table_is_the_recorded_one() -> None:
