@@ -130,7 +130,7 @@ def _like(default: Any, value: Any, name: str) -> Any:
 
 TINY = VoiceConfig(
     t3_size=192, t3_mlp=384, t3_layers=14, encoder_size=64, encoder_mlp=128, encoder_heads=2, encoder_blocks=2,
-    encoder_up_blocks=1, unet_size=64, unet_heads=2, unet_head_size=16, unet_blocks=1, unet_mid_blocks=1,
+    encoder_up_blocks=1, unet_size=32, unet_heads=1, unet_head_size=16, unet_blocks=1, unet_mid_blocks=1,
     vocoder_size=64, vocoder_kernels=(3,), f0_size=64, tokenizer_size=64, tokenizer_layers=1, speaker_growth=4,
     voice_encoder_size=32, trained=False,
 )  # fmt: skip
