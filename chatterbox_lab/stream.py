@@ -198,7 +198,8 @@ def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
     if samples == 0:
         return audio
     padded = F.pad(audio, (0, -samples % _WATERMARK_BLOCK))
-    marked = tts.watermarker.apply_watermark(padded[0].numpy(), sample_rate=tts.sr)
+    with torch.inference_mode():  # PerTh's weights ask for gradients, and its graph would stay in memory
+        marked = tts.watermarker.apply_watermark(padded[0].numpy(), sample_rate=tts.sr)
     return torch.from_numpy(np.array(marked[:samples], dtype=np.float32))[None]
 
 

@@ -177,10 +177,12 @@ def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
         del chunks
         if call in (99, 199):
             gc.collect()
-            memory.append(psutil.Process().memory_info().rss)
+            tensors = sum(type(found) is torch.Tensor for found in gc.get_objects())
+            memory.append((tensors, psutil.Process().memory_info().rss))
     assert trace(tts) == before
     assert attention.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
-    assert memory[1] - memory[0] < 16 * 2**20
+    assert memory[1][0] == memory[0][0]
+    assert memory[1][1] - memory[0][1] < 16 * 2**20
 
 
 def test_a_chunk_costs_the_same_however_much_was_said(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
