@@ -55,14 +55,14 @@ def decode(
             alignment = tracker.update(attend.rows)
             if not settings.ignore_eos:
                 logits = guard_logits(logits.float(), alignment, stop)
-        token = _sample(logits, history, settings, stop, generator)
+        token = sample(logits, history, settings, stop, generator)
         code = int(token)  # waits for the device
         if code == stop:
             return
         if code != start:
             yield token[0]
         history = torch.cat([history, token], dim=1)
-        embeds = _embed(t3, token, step + 1)
+        embeds = embed(t3, token, step + 1)
 
 
 def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
@@ -70,16 +70,16 @@ def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tenso
     start = torch.full_like(text_tokens[:, :1], t3.hp.start_speech_token)
     embeds, length = t3.prepare_input_embeds(t3_cond=cond, text_tokens=text_tokens, speech_tokens=start)
     # Upstream feeds the start token a second time; its models were used, and its analyzer written, that way.
-    embeds = torch.cat([embeds, _embed(t3, start[:1], 0)], dim=1)
+    embeds = torch.cat([embeds, embed(t3, start[:1], 0)], dim=1)
     return embeds, (length, length + text_tokens.shape[1])
 
 
-def _embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
+def embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
     """The embedding (2, 1, C) of one speech token for the conditional and the unconditional row."""
     return (t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(position)).expand(2, -1, -1)
 
 
-def _sample(
+def sample(
     logits: torch.Tensor, history: torch.Tensor, settings: StreamSettings, stop: int, generator: torch.Generator | None
 ) -> torch.Tensor:
     """One token (1, 1) from the logits (2, V) of the CFG pair, in upstream's order of operations."""
