@@ -13,7 +13,9 @@ from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from functools import partial
+from itertools import pairwise
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import pandas as pd
@@ -69,7 +71,7 @@ class Timeline:
         synchronize(self.device)
         marks, self._marks = self._marks, []
         spans: Counter[tuple[int, str]] = Counter()
-        for (_, _, start), (layer, part, end) in zip(marks, marks[1:], strict=False):
+        for (_, _, start), (layer, part, end) in pairwise(marks):
             spans[layer, part] += start.elapsed_time(end) / 1e3 if self.device.type == "cuda" else end - start
         return spans
 
@@ -248,9 +250,10 @@ def summary(profile: pd.DataFrame) -> pd.DataFrame:
     sums = by_layer.groupby(["phase", "length", "mode", "repeat", "part"], sort=False)["seconds"].sum()
     both = pd.concat([profile, sums.reset_index().assign(layer=WHOLE)])
     groups = both.groupby(KEYS, sort=False)["seconds"]
-    table = groups.quantile([0.5, 0.25, 0.75]).unstack().set_axis(["seconds", "low", "high"], axis=1)
-    table["ratio"] = table["seconds"] / table["seconds"].unstack("mode")["off"]
-    return table.assign(repeats=groups.size()).reset_index()
+    low, high = groups.quantile(0.25), groups.quantile(0.75)
+    table = pd.DataFrame({"seconds": groups.median(), "low": low, "high": high, "repeats": groups.size()})
+    off = table["seconds"].xs("off", level="mode")
+    return table.assign(ratio=table["seconds"] / off).reset_index()
 
 
 def steps(costs: pd.DataFrame, part: str = "step", value: str = "ratio") -> pd.DataFrame:
@@ -260,7 +263,7 @@ def steps(costs: pd.DataFrame, part: str = "step", value: str = "ratio") -> pd.D
 
 
 def overhead(costs: pd.DataFrame) -> pd.Series:
-    """What the profiler itself costs, by phase and length: a step with every layer marked over one with none, less 1."""
+    """What the profiler itself costs, by phase and length: a step with all layers marked over one with none, less 1."""
     return (1 / steps(costs)["bare"] - 1).rename("overhead")
 
 
@@ -273,7 +276,7 @@ def launches(step: Step, mode: str, repeats: int = 5) -> dict[str, Any]:
         ``busy_share`` of them (well below 1: launch-bound), ``sdpa`` (the attention kernels that ran) and
         ``mask_bytes`` (of the 4-D mask that the layers were given). What only a GPU has is missing elsewhere.
     """
-    wall = pd.Series([step.seconds(mode, layers=False)[WHOLE, "step"] for _ in range(repeats + 1)][1:]).median()
+    wall = median([step.seconds(mode, layers=False)[WHOLE, "step"] for _ in range(repeats + 1)][1:])
     cuda = torch.device(step.t3.device).type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with step.ready(mode) as run, _masks(step.t3.tfmr) as masks, profile(activities=activities) as profiler:
@@ -357,14 +360,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logging.getLogger("transformers").setLevel(logging.ERROR)  # the warnings are notebook 01's subject
     try:
         tts = load(chosen.model, device=chosen.device, dtype=chosen.dtype, watermark=False)
+        facts = machine_facts(tts.device) | {"model": Path(chosen.model).name, "dtype": chosen.dtype}
         profiled = layer_costs(
             tts.t3, chosen.modes, chosen.lengths,
             prefill_repeats=chosen.prefill_repeats, decode_repeats=chosen.decode_repeats,
         )  # fmt: skip
     except (ValueError, FileNotFoundError) as error:
         command.error(str(error))
-    costs, facts = summary(profiled), machine_facts(tts.device)
-    facts |= {"model": Path(chosen.model).name, "dtype": chosen.dtype}
+    costs = summary(profiled)
     counted = [
         launches(Step(tts.t3, phase, length), mode)
         for phase in PHASES
