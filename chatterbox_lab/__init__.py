@@ -1,7 +1,10 @@
 """Chatterbox Lab: why streaming Chatterbox TTS is slower than it should be, and how fast it can honestly be."""
 
+import sys
 import warnings
 from importlib import import_module
+from importlib.util import find_spec
+from types import ModuleType
 from typing import Any
 
 # Warnings of the pinned stack that are not this repository's subject; each is filtered by its own text.
@@ -12,6 +15,11 @@ for _text in (
     r"`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
 ):
     warnings.filterwarnings("ignore", message=_text)
+
+if find_spec("perth") is None:
+    # Upstream imports its watermarker unasked. None is what perth itself offers when a part of it is missing.
+    sys.modules["perth"] = ModuleType("perth", "Stands in for resemble-perth, which is not installed.")
+    sys.modules["perth"].PerthImplicitWatermarker = None
 
 from .settings import BALANCED, BASELINE, BEST_RTF, StreamSettings  # noqa: E402
 

@@ -23,6 +23,8 @@ import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 
+from .patching import attribute
+
 Heads = Sequence[tuple[int, int | None]]
 FORK_HEADS: Heads = ((9, None),)
 """(layer, head) pairs that the streaming fork's analyzer reads: layer 9, the mean of its heads."""
@@ -134,20 +136,8 @@ def _watching_sdpa(layer: torch.nn.Module, read: Callable[..., None]) -> Iterato
         with _SdpaWatch(read):
             return original(*args, **kwargs)
 
-    with _replaced_forward(layer, forward):
+    with attribute(layer, "forward", forward):
         yield
-
-
-@contextmanager
-def _replaced_forward(layer: torch.nn.Module, forward: Callable[..., Any]) -> Iterator[None]:
-    before = layer.__dict__.get("forward")
-    layer.forward = forward
-    try:
-        yield
-    finally:
-        del layer.forward
-        if before is not None:
-            layer.forward = before
 
 
 @contextmanager

@@ -1,121 +1,409 @@
 """Streams measured side by side: interleaved rounds, one row a run, ratios with their spread.
 
-``python -m chatterbox_lab.bench --help`` is the command line.
+``python -m chatterbox_lab.bench --help`` is the command line; it needs no Jupyter.
 """
 
 from __future__ import annotations
 
 import argparse
+import logging
 import sys
 from collections import deque
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from concurrent.futures import ProcessPoolExecutor
+from dataclasses import asdict, dataclass, fields
 from functools import partial
+from multiprocessing import get_context
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
+import torch
 from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
-from .measure import Measured, machine_facts, written_whole
-from .models import load
-from .settings import ANALYZERS, StreamSettings, whole_number
-from .stream import generate_stream
-from .upstream import upstream_stream
+from .decode import step_bytes
+from .measure import Measured, StreamMetrics, read_seconds
+from .models import DTYPES, MODELS, load, pick_device
+from .records import Record, machine_facts, output_folder
+from .settings import ANALYZERS, BACKENDS, StreamSettings, whole_number
+from .stream import generate_stream, speech_tokens
+from .upstream import upstream_stream, upstream_tokens, upstream_whole
 
-COLUMNS = {
-    "rtf": "RTF",
-    "latency_to_first_chunk": "first chunk (s)",
-    "t3_seconds": "T3 (s)",
-    "s3gen_seconds": "S3Gen (s)",
-    "watermark_seconds": "watermark (s)",
-}
+UPSTREAM = "upstream"
+KEY = ["device", "dtype", "chunk_size", "context_window", "variant", "state", "round"]
+"""What tells one row of the benchmark's CSV from another."""
+CONFIGURATION, SHAPE = KEY[:4], KEY[2:4]
+CHECK_SEEDS = (0, 1, 2)
+Variants = Mapping[str, Callable[[], Measured]]
 
 
-def interleaved(variants: Mapping[str, Callable[[], Measured]], rounds: int, warm_up: int = 1) -> pd.DataFrame:
+def streams(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings,
+    tokens: int,
+    analyzers: Sequence[str],
+    backends: Sequence[str] = ("hf",),
+    seed: int = 0,
+    whole: bool = False,
+) -> dict[str, Callable[[], Measured]]:
+    """Variants for `interleaved`: upstream's own stream, and ours in each analyzer mode and backend, all of one length.
+
+    With ``whole`` upstream's ``generate`` takes the place of its stream; ours then wants one chunk of all tokens.
+    """
+    fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
+    released = upstream_whole if whole else upstream_stream
+    variants = {UPSTREAM: partial(released, tts, text, settings, **fixed)}
+    for name, chosen in _ours(analyzers, backends):
+        variants[name] = partial(generate_stream, tts, text, settings, **chosen, **fixed)
+    return variants
+
+
+def _ours(analyzers: Sequence[str], backends: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
+    for backend in backends:
+        for analyzer in analyzers:
+            name = f"ours, {analyzer}" + (f", {backend}" if backend != "hf" else "")
+            yield name, {"analyzer": analyzer, "backend": backend}
+
+
+def runs(
+    variants: Variants, rounds: int, warm_up: int = 1, done: Collection[tuple[str, str, int]] = ()
+) -> Iterator[dict[str, Any]]:
     """Runs every variant once a round, in turn, so that a slow spell of the machine falls on all of them.
 
     Args:
         variants: names and what starts their stream, each with the same text, seed and length.
-        rounds: measured rounds, at least 1.
-        warm_up: rounds before them whose rows say ``warm=False``; the first pays for imports, caches and autotuning.
+        rounds: measured rounds, at least 1; their rows have the ``state`` ``warm``.
+        warm_up: rounds before them, ``state`` ``warm-up``: the first pays for imports, caches and autotuning.
+        done: (variant, state, round) of what need not run; a variant is warmed up if any of its rounds is left.
 
-    Returns:
-        One row a run: ``variant``, ``round``, ``warm``, and the fields of the final `StreamMetrics`.
+    Yields:
+        One row a run: ``variant``, ``state``, ``round``, ``error`` and the fields of the final `StreamMetrics`. A
+        variant that fails gives a row with its error and no numbers, and does not run again.
+    """
+    failed: set[str] = set()
+    for turn in range(-warm_up, rounds):
+        state = "warm" if turn >= 0 else "warm-up"
+        for name, start in variants.items():
+            left = any((name, "warm", number) not in done for number in range(max(turn, 0), rounds))
+            if name in failed or not left or (turn >= 0 and (name, state, turn) in done):
+                continue
+            row = {"variant": name, "state": state, "round": turn} | metrics_of(start)
+            if row["error"]:
+                failed.add(name)
+            yield row
+
+
+def metrics_of(start: Callable[[], Measured]) -> dict[str, Any]:
+    """The final `StreamMetrics` of one stream, or empty fields and the error that ended it."""
+    try:
+        last = deque(start(), maxlen=1)
+        if not last:
+            raise ValueError("the stream yielded nothing, so there is nothing to measure")
+        return {"error": None} | asdict(last[0][1])
+    except Exception as error:  # whatever it is, the other variants are still worth measuring
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+        empty = {field.name: None for field in fields(StreamMetrics)}
+        return empty | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def interleaved(variants: Variants, rounds: int, warm_up: int = 1) -> pd.DataFrame:
+    """All rows of `runs`, with a progress bar, for a notebook.
 
     Raises:
-        ValueError: a variant whose stream yields nothing.
+        ValueError: no rounds.
+        RuntimeError: a variant that fails, by its name.
     """
     rounds, warm_up = whole_number("rounds", rounds, 1), whole_number("warm_up", warm_up, 0)
     rows = []
-    runs = [(turn, name) for turn in range(-warm_up, rounds) for name in variants]
-    for turn, name in tqdm(runs, desc="streams", leave=False):
-        last = deque(variants[name](), maxlen=1)
-        if not last:
-            raise ValueError(f"variant {name!r}: its stream yielded nothing, so there is nothing to measure")
-        rows.append({"variant": name, "round": turn, "warm": turn >= 0} | asdict(last[0][1]))
-    return pd.DataFrame(rows)
+    for row in tqdm(runs(variants, rounds, warm_up), "streams", (warm_up + rounds) * len(variants), leave=False):
+        if row["error"]:
+            raise RuntimeError(f"variant {row['variant']!r}: {row['error']}")
+        rows.append(row)
+    return pd.DataFrame(rows).drop(columns="error")
 
 
-def summary(runs: pd.DataFrame, against: str) -> pd.DataFrame:
-    """Medians of the warm runs by variant, and RTF as a ratio to ``against`` within each round: median and range.
+def summary(table: pd.DataFrame, against: str = UPSTREAM, state: str = "warm") -> pd.DataFrame:
+    """Medians by variant, and RTF as a ratio to ``against`` within each round: median and range.
 
     Raises:
-        ValueError: no warm run of the variant ``against``.
+        ValueError: no run of the variant ``against`` in this state.
     """
-    warm = runs[runs["warm"]]
-    if against not in set(warm["variant"]):
-        raise ValueError(f"against={against!r}: must be one of {', '.join(sorted(set(warm['variant'])))}")
-    table = warm.groupby("variant", sort=False)[list(COLUMNS)].median().rename(columns=COLUMNS)
-    rtf = warm.pivot_table(index="round", columns="variant", values="rtf")
-    ratios = rtf.div(rtf[against], axis=0)[list(table.index)]
-    table["RTF ratio"] = ratios.median()
-    table["ratio range"] = [f"{ratios[name].min():.2f} to {ratios[name].max():.2f}" for name in table.index]
-    return table
+    chosen = table[(table["state"] == state) & table["rtf"].notna()]
+    if against not in set(chosen["variant"]):
+        raise ValueError(f"against={against!r}: must be one of {', '.join(sorted(set(chosen['variant'])))}")
+    found = medians(chosen)
+    rtf = chosen.pivot_table(index="round", columns="variant", values="rtf")
+    ratios = rtf.div(rtf[against], axis=0)[list(found.index)]
+    found["RTF ratio"] = ratios.median()
+    found["ratio range"] = [f"{ratios[name].min():.2f} to {ratios[name].max():.2f}" for name in found.index]
+    return found
 
 
-def streams(
-    tts: ChatterboxTTS, text: str, settings: StreamSettings, tokens: int, analyzers: Sequence[str], seed: int = 0
-) -> dict[str, Callable[[], Measured]]:
-    """Variants for `interleaved`: upstream's own stream and ours in the given analyzer modes, all of one length."""
-    fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
-    variants = {"upstream": partial(upstream_stream, tts, text, settings, **fixed)}
-    for analyzer in analyzers:
-        variants[f"ours, {analyzer}"] = partial(generate_stream, tts, text, settings, analyzer=analyzer, **fixed)
-    return variants
+def medians(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians by variant of what `runs` measured, in the units of its column names; ``x limit`` where that is known.
+
+    The limit is the time to read T3's weights once (see `read_seconds`), the watermark's price a share of real time.
+    """
+    columns = {
+        "RTF": table["rtf"],
+        "first chunk (s)": table["latency_to_first_chunk"],
+        "T3 (ms/token)": 1e3 * table["t3_seconds"] / table["tokens"],
+        "S3Gen (s/chunk)": table["s3gen_seconds"] / table["chunk_count"],
+        "watermark (RTF)": table["watermark_seconds"] / table["total_audio_duration"],
+        "peak memory (GiB)": table["peak_memory_bytes"] / 2**30,
+    }
+    if "step_limit_seconds" in table:
+        columns["T3 / limit"] = table["t3_seconds"] / table["tokens"] / table["step_limit_seconds"]
+    return pd.DataFrame(columns).groupby(table["variant"], sort=False).median()
+
+
+def token_check(
+    tts: ChatterboxTTS, text: str, tokens: int, analyzers: Sequence[str], backends: Sequence[str] = ("hf",)
+) -> list[dict[str, Any]]:
+    """Whether the same seed gives upstream's tokens on this device: a row a variant and seed.
+
+    ``tokens`` is how many ``T3.inference`` said, ``same_tokens`` how many of ours are the same before the first that
+    is not. Rounding differs between kernels, so in half precision a tie may fall the other way.
+    """
+    rows = []
+    for seed in CHECK_SEEDS:
+        fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
+        expected = upstream_tokens(tts, text, **fixed)
+        for name, chosen in _ours(analyzers, backends):
+            row = {"variant": name, "state": "check", "round": seed, "tokens": len(expected), "error": None}
+            try:
+                said = speech_tokens(tts, text, **chosen, **fixed)
+                row["same_tokens"] = int((said == expected).int().cumprod(0).sum())
+            except Exception as error:  # a row, as in `metrics_of`
+                row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
+            rows.append(row)
+    return rows
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is to be measured: a grid over devices, dtypes of T3 and shapes of the stream."""
+
+    model: str
+    devices: tuple[str, ...]
+    dtypes: tuple[str, ...]
+    shapes: tuple[tuple[int, int], ...]
+    """Chunk sizes with their context windows; a chunk size of 0 is the whole utterance at once."""
+    analyzers: tuple[str, ...]
+    backends: tuple[str, ...]
+    text: str
+    tokens: int
+    rounds: int
+    seed: int
+    watermark: bool
+
+    def variants(self, tts: ChatterboxTTS, shape: tuple[int, int]) -> Variants:
+        """The streams of one shape. Upstream loses what does not fill a chunk, so the length is made of whole ones."""
+        chunk_size, context_window = shape
+        tokens = -(-self.tokens // chunk_size) * chunk_size if chunk_size else self.tokens
+        settings = StreamSettings(chunk_size=chunk_size or tokens, context_window=context_window)
+        common = (tokens, self.analyzers, self.backends, self.seed)
+        return streams(tts, self.text, settings, *common, whole=not chunk_size)
+
+    def load(self, device: str, dtype: str) -> ChatterboxTTS:
+        """The model on one device in one dtype."""
+        return load(self.model, device=device, dtype=dtype, watermark=self.watermark)
+
+    def total(self) -> int:
+        """Runs in all, warm-up included."""
+        variants = 1 + len(self.analyzers) * len(self.backends)
+        return len(self.devices) * len(self.dtypes) * len(self.shapes) * variants * (self.rounds + 1)
+
+
+def run(plan: Plan, record: Record, *, check: bool = False, cold: bool = False) -> None:
+    """Measures a plan and adds every row to the record as soon as it is there: what it holds is not run again,
+    unless it has failed.
+
+    Args:
+        plan: what to measure.
+        record: where the rows go; its file is finished at the end.
+        check: also compares tokens (see `token_check`).
+        cold: also measures each variant's first call, at the first shape, in a process of its own.
+    """
+    _drop_failures(record)
+    with tqdm(total=plan.total(), desc="runs") as bar:
+        for device, dtype in ((device, dtype) for device in plan.devices for dtype in plan.dtypes):
+            tts = plan.load(device, dtype)
+            facts = machine_facts(tts.device) | {"model": Path(plan.model).name, "text": plan.text}
+            facts |= {"seed": plan.seed, "watermark": plan.watermark}
+            record.check(facts)
+            size = step_bytes(tts.t3)
+            limit = read_seconds(size, tts.device)
+            facts |= {"dtype": dtype, "step_bytes": size, "step_limit_seconds": limit}
+            for shape in plan.shapes:
+                bar.set_postfix_str(f"{device}, {dtype}, chunk {shape[0] or 'whole'}")
+                _run_shape(plan, tts, shape, record, facts, bar)
+            facts |= dict(zip(SHAPE, plan.shapes[0], strict=True))
+            done = _done(record, facts)
+            if check and "check" not in {state for _, state, _ in done}:
+                rows = token_check(tts, plan.text, plan.tokens, plan.analyzers, plan.backends)
+                record.add([row | facts for row in rows])
+            del tts  # room for the processes, and for the next one
+            if cold:
+                for row in _first_calls(plan, device, dtype, done):
+                    record.add([row | facts])
+    record.finish()
+
+
+def _run_shape(
+    plan: Plan, tts: ChatterboxTTS, shape: tuple[int, int], record: Record, facts: dict[str, Any], bar: tqdm
+) -> None:
+    facts = facts | dict(zip(SHAPE, shape, strict=True))
+    variants, done = plan.variants(tts, shape), _done(record, facts)
+    start, due = bar.n, len(variants) * (plan.rounds + 1)
+    for row in runs(variants, plan.rounds, done=done):
+        if (row["variant"], row["state"], row["round"]) not in done:
+            record.add([row | facts])
+        bar.update()
+    bar.update(start + due - bar.n)  # what was done before, or has failed
+
+
+def _done(record: Record, facts: dict[str, Any]) -> set[tuple[str, str, int]]:
+    """(variant, state, round) of the rows of this configuration."""
+    mine = (row for row in record.rows if all(row.get(name) == facts[name] for name in CONFIGURATION))
+    return {(row["variant"], row["state"], int(row["round"])) for row in mine}
+
+
+def _drop_failures(record: Record) -> None:
+    """Forgets all rows of what has failed, so that it runs again."""
+    keys = [tuple(row.get(name) for name in (*CONFIGURATION, "variant")) for row in record.rows]
+    failed = {key for key, row in zip(keys, record.rows, strict=True) if isinstance(row.get("error"), str)}
+    record.rows = [row for key, row in zip(keys, record.rows, strict=True) if key not in failed]
+
+
+def _first_calls(plan: Plan, device: str, dtype: str, done: Collection[tuple]) -> Iterator[dict[str, Any]]:
+    names = (UPSTREAM, *(name for name, _ in _ours(plan.analyzers, plan.backends)))
+    for name in tqdm([name for name in names if (name, "cold", 0) not in done], desc="first calls", leave=False):
+        with ProcessPoolExecutor(1, get_context("spawn")) as process:
+            row = process.submit(_first_call, plan, device, dtype, name).result()
+        yield {"variant": name, "state": "cold", "round": 0} | row
+
+
+def _first_call(plan: Plan, device: str, dtype: str, variant: str) -> dict[str, Any]:
+    _quiet()
+    return metrics_of(plan.variants(plan.load(device, dtype), plan.shapes[0])[variant])
+
+
+def _quiet() -> None:
+    logging.getLogger("transformers").setLevel(logging.ERROR)  # the warnings are notebook 01's subject
+
+
+def report(table: pd.DataFrame) -> str:
+    """What the benchmark found, for a terminal: a table a device, dtype and state, the limit, the check, the errors."""
+    parts = []
+    for (device, dtype), rows in table.groupby(["device", "dtype"], sort=False):
+        first = rows.iloc[0]
+        megabytes, milliseconds = first["step_bytes"] / 1e6, 1e3 * first["step_limit_seconds"]
+        limit = f"reading {megabytes:.0f} MB of weights once takes {milliseconds:.2f} ms"
+        parts.append(f"{first['machine']} ({device}), T3 in {dtype}: {limit}")
+        for state in ("warm", "cold"):
+            if len(shapes := by_shape(rows, state).reset_index()):
+                shapes["chunk_size"] = shapes["chunk_size"].replace(0, "whole")
+                parts.append(f"\n{state}:\n{shapes.to_string(index=False, float_format='%.3f')}\n")
+        checked = rows[(rows["state"] == "check") & rows["error"].isna()]
+        for name, seeds in checked.groupby("variant", sort=False):
+            same = (seeds["same_tokens"] == seeds["tokens"]).sum()
+            least = int(seeds["same_tokens"].min())
+            parts.append(f"same tokens as upstream, {name}: {same} of {len(seeds)} seeds (at least {least} tokens)")
+    failed = table[table["error"].notna()]
+    parts += [
+        f"FAILED {row.device}, {row.dtype}, chunk {row.chunk_size}, {row.variant}: {row.error}"
+        for row in failed.itertuples()
+    ]
+    return "\n".join(parts)
+
+
+def by_shape(table: pd.DataFrame, state: str = "warm") -> pd.DataFrame:
+    """`summary` of every shape of one machine, device and dtype; without ratios where upstream itself failed.
+
+    Returns:
+        Indexed by chunk size (0 is the whole utterance), context window and variant; empty if nothing ran.
+    """
+    there = table[(table["state"] == state) & table["rtf"].notna()]
+    tables = {
+        shape: summary(group, state=state) if UPSTREAM in set(group["variant"]) else medians(group)
+        for shape, group in there.groupby(SHAPE, sort=False)
+    }
+    return pd.concat(tables, names=[*SHAPE, "variant"]) if tables else pd.DataFrame()
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chatterbox_lab.bench",
+        description="Measure upstream's generator and ours side by side, interleaved; every run is a row of a CSV.",
+    )
+    add = partial(parser.add_argument, metavar="X")
+    add("--model", default="tiny", help=f"{', '.join(MODELS)} or a voice folder (default: %(default)s)")
+    add("--device", nargs="+", default=["auto"], help="auto, cuda, mps, cpu; several are measured in turn")
+    add("--dtype", nargs="+", default=["float32"], choices=DTYPES, help="of T3: %(choices)s (default: float32)")
+    add("--chunk-size", nargs="+", type=int, default=[25], help="new tokens a chunk, 0 is not streaming (default: 25)")
+    add("--context-window", nargs="+", type=int, help="tokens synthesised again (default: twice the chunk size)")
+    add("--analyzers", nargs="+", default=["off", "probe"], choices=ANALYZERS, help="%(choices)s (default: off probe)")
+    add("--backend", nargs="+", default=["hf"], choices=BACKENDS, help="%(choices)s (default: hf)")
+    add("--tokens", type=int, default=100, help="length, rounded up to whole chunks; 25 are a second (default: 100)")
+    add("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: %(default)s)")
+    add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
+    add("--text", default="The quick brown fox reads a long sentence to the lazy dog.", help="what is said")
+    add("--output", type=Path, help="CSV to write (default: build/data/bench_MODEL.csv)")
+    flag = partial(parser.add_argument, action="store_true")
+    flag("--check", help="also verify that each variant says upstream's tokens for the same seed, on this device")
+    flag("--cold", help="also measure every variant's first call in a process of its own")
+    flag("--no-watermark", help="leave the watermark out on both sides (perth need not be installed)")
+    flag("--resume", help="go on with an interrupted benchmark, or add to a finished one")
+    flag("--quick", help="two short rounds: under a minute for tiny on 2 cores")
+    return parser
+
+
+def plan_of(chosen: argparse.Namespace) -> Plan:
+    """The plan that the command line asks for. Raises ValueError for a value that is not allowed."""
+    chunks = [whole_number("chunk-size", size, 0) for size in chosen.chunk_size]
+    windows = chosen.context_window and [whole_number("context-window", size, 0) for size in chosen.context_window]
+    shapes = [(size, window) for size in chunks for window in (windows or [2 * size] if size else [0])]
+    return Plan(
+        model=chosen.model,
+        devices=tuple(map(pick_device, chosen.device)),
+        dtypes=tuple(dict.fromkeys(chosen.dtype)),
+        shapes=tuple(dict.fromkeys(shapes)),
+        analyzers=tuple(dict.fromkeys(chosen.analyzers)),
+        backends=tuple(dict.fromkeys(chosen.backend)),
+        text=chosen.text,
+        tokens=25 if chosen.quick else whole_number("tokens", chosen.tokens, 1, 1000),
+        rounds=2 if chosen.quick else whole_number("rounds", chosen.rounds, 1),
+        seed=whole_number("seed", chosen.seed, 0),
+        watermark=not chosen.no_watermark,
+    )
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatterbox_lab.bench", description="Measure upstream's stream and ours side by side."
-    )
-    add = partial(parser.add_argument, metavar="X")
-    add("--model", default="tiny", help="tiny, random, pretrained or a voice folder (default: %(default)s)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
-    add("--dtype", default="float32", help="of T3: float32, bfloat16 or float16 (default: %(default)s)")
-    add("--chunk-size", type=int, default=25, help="new speech tokens per chunk (default: %(default)s)")
-    add("--context-window", type=int, default=50, help="tokens synthesised again (default: %(default)s)")
-    add("--analyzers", nargs="+", default=["off", "probe"], choices=ANALYZERS, help="modes of ours: %(choices)s")
-    add("--chunks", type=int, default=4, help="length of the speech in chunks (default: %(default)s)")
-    add("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: %(default)s)")
-    add("--text", default="The quick brown fox reads a long sentence to the lazy dog.", help="what is said")
-    add("--output", type=Path, help="CSV to write, one row a run (default: only the table)")
-    chosen = parser.parse_args(arguments)
+    """The command line; returns the exit status: 1 where a variant failed or said other tokens, 130 if interrupted."""
+    command = parser()
+    chosen = command.parse_args(arguments)
+    _quiet()
     try:
-        settings = StreamSettings(chunk_size=chosen.chunk_size, context_window=chosen.context_window)
-        tokens = chosen.chunk_size * whole_number("chunks", chosen.chunks, 1)
-        rounds = whole_number("rounds", chosen.rounds, 1)
-        tts = load(chosen.model, device=chosen.device, dtype=chosen.dtype)
-        runs = interleaved(streams(tts, chosen.text, settings, tokens, chosen.analyzers), rounds)
-    except (ValueError, FileNotFoundError) as error:
-        parser.error(str(error))
-    print(summary(runs, against="upstream").to_markdown(floatfmt=".3f"))
-    if chosen.output:
-        facts = {"model": Path(chosen.model).name, "dtype": chosen.dtype} | asdict(settings)
-        with written_whole(chosen.output) as part:
-            runs.assign(**facts, **machine_facts(tts.device)).to_csv(part, index=False)
-    return 0
+        plan = plan_of(chosen)
+        path = chosen.output or output_folder("data") / f"bench_{Path(plan.model).name}.csv"
+        record = Record(path, chosen.resume)
+        run(plan, record, check=chosen.check, cold=chosen.cold)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        command.error(str(error))
+    except KeyboardInterrupt:
+        print(f"\nStopped; {record.unfinished.name} has {len(record.rows)} rows. The same with --resume goes on.")
+        return 130
+    table = record.table()
+    print(report(table), f"\n{len(table)} rows are in {path.name}.")
+    wrong = table["error"].notna()
+    if chosen.check:
+        wrong |= (table["state"] == "check") & (table["same_tokens"] < table["tokens"])
+    return int(wrong.any())
 
 
 if __name__ == "__main__":

@@ -74,6 +74,12 @@ def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tenso
     return embeds, (length, length + text_tokens.shape[1])
 
 
+def step_bytes(t3: T3) -> int:
+    """Bytes of weights that every decode step reads: layers, last norm and speech head, once for both CFG rows."""
+    modules = (t3.tfmr.layers, t3.tfmr.norm, t3.speech_head)
+    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
+
+
 def embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
     """The embedding (2, 1, C) of one speech token for the conditional and the unconditional row."""
     return (t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(position)).expand(2, -1, -1)

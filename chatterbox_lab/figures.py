@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import matplotlib.pyplot as plt
+import pandas as pd
 import seaborn as sns
 from IPython.display import Image
 from matplotlib.figure import Figure
 
-from .measure import machine_facts, output_folder, written_whole
+from .records import machine_facts, output_folder, written_whole
 
 _RC = {
     "figure.dpi": 110,
@@ -29,11 +32,15 @@ def set_style() -> None:
     sns.set_theme(context="notebook", style="ticks", font_scale=0.9, rc=_RC)
 
 
-def provenance(model: str, device: str = "cpu") -> dict[str, str]:
-    """What a figure was measured on, as it stands in the small print: model, machine, versions, commit, date."""
-    facts = machine_facts(device)
+def provenance(model: str, device: str = "cpu", dtype: str = "float32") -> dict[str, str]:
+    """What a figure was measured on just now, as it stands in the small print."""
+    return origin(machine_facts(device) | {"model": model, "dtype": dtype})
+
+
+def origin(facts: Mapping[str, Any]) -> dict[str, str]:
+    """The same from a row of a record: model, dtype of T3, machine, versions, commit and date."""
     return {
-        "model": model,
+        "model": f"{facts['model']}, T3 in {facts['dtype']}",
         "machine": f"{facts['machine']}, {facts['cores']} cores" if facts["device"] == "cpu" else facts["machine"],
         "versions": f"torch {facts['torch']}, transformers {facts['transformers']}",
         "commit": facts["commit"],
@@ -66,3 +73,35 @@ def show(figure: Figure, name: str, origin: dict[str, str]) -> Image:
     """Saves a figure (see `save`) and returns the picture that was written, for the end of a cell."""
     width = int(figure.get_figwidth() * 100)
     return Image(filename=str(save(figure, name, origin)), width=width)
+
+
+MODE_STYLES = {
+    "released": {"color": "#111111", "marker": "P", "linestyle": ":"},
+    "stock": {"color": "#a3431f", "marker": "s", "linestyle": "-"},
+    "layer": {"color": "#c58b00", "marker": "^", "linestyle": "-."},
+    "off": {"color": "#0b6fa4", "marker": "o", "linestyle": "-"},
+    "probe": {"color": "#7fb8d8", "marker": "D", "linestyle": "--"},
+}
+"""How each way to read the alignment is drawn, in every figure: told apart by hue, by lightness and by marker."""
+
+
+def layer_heat_map(costs: pd.DataFrame, length: int, part: str = "attention") -> Figure:
+    """Milliseconds of one part of each of T3's layers (across) in each mode (down), for both phases.
+
+    Args:
+        costs: from `profiler.summary`, of one machine.
+        length: one of its sequence lengths.
+        part: ``attention``, ``mlp`` or ``rest``.
+    """
+    chosen = costs[(costs["layer"] >= 0) & (costs["part"] == part) & (costs["length"] == length)]
+    modes = [mode for mode in MODE_STYLES if mode in set(chosen["mode"])]
+    figure, axes = plt.subplots(2, 1, figsize=(8.5, 4.6), sharex=True)
+    for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
+        rows = chosen[chosen["phase"] == phase]
+        grid = 1e3 * rows.pivot_table(index="mode", columns="layer", values="seconds").loc[modes]
+        label = {"label": "ms"}
+        sns.heatmap(grid, ax=ax, cmap="cividis_r", vmin=0, linewidths=0.5, cbar_kws=label, xticklabels=2)
+        ax.set(title=f"{phase} at length {length}: {part} of each layer", xlabel="", ylabel="")
+        ax.tick_params(axis="y", rotation=0)
+    axes[-1].set_xlabel("layer of T3")
+    return figure

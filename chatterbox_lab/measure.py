@@ -1,26 +1,15 @@
-"""Clocks that synchronise the device, the metrics of a stream, memory, and the facts of the machine."""
+"""Clocks that synchronise the device, the metrics of a stream, memory, and PyTorch's speed flags."""
 
 from __future__ import annotations
 
-import os
-import platform
-import subprocess
 import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
-from pathlib import Path
-from typing import Any
 
-import pandas as pd
 import psutil
 import torch
-
-REPOSITORY = Path(__file__).resolve().parent.parent
-RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
 
 
 @dataclass
@@ -137,6 +126,21 @@ def memory_in_use(device: str | torch.device) -> int:
     return psutil.Process().memory_info().rss
 
 
+def read_seconds(size: int, device: str | torch.device, repeats: int = 10) -> float:
+    """Seconds that this device takes to read ``size`` bytes of its memory once: the fastest of some sums over them.
+
+    No step that reads that many bytes of weights can be faster, whatever runs it (the roofline's memory bound).
+    """
+    buffer = torch.ones(max(1, size // 4), device=device)
+    clock = StageClock(device)
+    taken = []
+    for _ in range(repeats):
+        with clock.stage("read"):
+            buffer.sum()
+        taken.append(clock.seconds.pop("read"))
+    return min(taken)
+
+
 class TorchFlags:
     """The values that PyTorch's speed flags had before `tune_torch`; restores them on request or on leaving."""
 
@@ -170,93 +174,3 @@ def tune_torch() -> TorchFlags:
     torch.backends.cudnn.benchmark = True
     torch.backends.cuda.matmul.allow_tf32 = True
     return before
-
-
-def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a measurement ran on: processor, cores, memory, accelerator, versions, commit and date (UTC)."""
-    facts: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name(),
-        "device": torch.device(device).type,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "system": platform.system(),
-        "python": platform.python_version(),
-    }
-    facts.update({name: _version(name) for name in RECORDED_PACKAGES})
-    facts["commit"] = commit()
-    facts["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
-    return facts
-
-
-def commit() -> str:
-    """The repository's short commit, ``+`` appended when the package differs from it; ``unknown`` outside git."""
-    git = ["git", "-C", str(REPOSITORY)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        code = [str(REPOSITORY / "chatterbox_lab")]
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode == 0
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("" if clean else "+")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
-
-
-def verdict(claim: str, holds: bool, evidence: str) -> str:
-    """One line of a notebook's conclusion; ``holds`` and ``evidence`` are computed, never typed."""
-    return f"{claim:<44} {'reproduced' if holds else 'not reproduced':<15} {evidence}"
-
-
-def output_folder(kind: str) -> Path:
-    """Where a run puts its ``figures`` or ``data``: under ``CHATTERBOX_LAB_OUTPUT`` if that is set.
-
-    Else figures go to the repository's folder, and data to ``build/data``: what ``data/`` holds was recorded on
-    purpose (``notebooks/run.py --in-place``), and a table of the README may be made from it.
-    """
-    default = REPOSITORY if kind == "figures" else REPOSITORY / "build"
-    folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", default)) / kind
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place on success and is gone on failure."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
-
-
-def save_results(table: pd.DataFrame, name: str, facts: dict[str, Any]) -> Path:
-    """Writes ``name.csv`` (see `output_folder`) whole or not at all: the table, with the machine's facts as columns."""
-    path = output_folder("data") / f"{name}.csv"
-    with written_whole(path) as part:
-        table.assign(**facts).to_csv(part, index=False)
-    return path
-
-
-def load_results(name: str) -> pd.DataFrame:
-    """The recorded measurements ``data/name.csv`` of the repository. Raises FileNotFoundError naming what exists."""
-    path = REPOSITORY / "data" / f"{name}.csv"
-    if not path.exists():
-        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv"))) or "none"
-        raise FileNotFoundError(f"no recorded measurement {name!r} in data/; there are: {there}")
-    return pd.read_csv(path)

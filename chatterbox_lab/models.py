@@ -20,6 +20,7 @@ from typing import Any
 import soundfile
 import tokenizers
 import torch
+from chatterbox import tts as tts_module
 from chatterbox.models.s3gen import S3Gen
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.decoder import ConditionalDecoder
@@ -44,7 +45,8 @@ from huggingface_hub import snapshot_download
 from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 from safetensors.torch import load_file, save_file
 
-from .measure import REPOSITORY, written_whole
+from .patching import attribute
+from .records import REPOSITORY, written_whole
 
 MODELS = ("tiny", "random", "pretrained", "lab")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -176,13 +178,17 @@ def load(
         device: ``"auto"`` is CUDA if there is one, else MPS, else the CPU; or any torch device.
         dtype: of T3's weights: float32, bfloat16 or float16. S3Gen stays in float32.
         seed: of random weights, and of the noise that the flow starts from.
-        watermark: upstream's PerTh watermark on every chunk; False leaves it out.
+        watermark: upstream's PerTh watermark on every chunk; False leaves it out and does not need ``perth``.
 
     Raises:
         ValueError: an unknown model, device, dtype or seed, or a checkpoint whose keys or shapes do not fit.
         FileNotFoundError: a missing folder, file or network, with what was looked for and how to go on.
+        ModuleNotFoundError: the watermark is wanted and its package, ``resemble-perth``, is missing or incomplete.
     """
-    device, dtype = _device(device), _dtype(dtype)
+    if watermark and tts_module.perth.PerthImplicitWatermarker is None:
+        missing = "watermark=True: resemble-perth is not installed, or without its parts"
+        raise ModuleNotFoundError(f"{missing}; pip install resemble-perth, or load(..., watermark=False)")
+    device, dtype = pick_device(device), _dtype(dtype)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: must be a whole number, at least 0")
     folder = None if isinstance(model, str) and model in _SIZES else _folder(model)
@@ -197,7 +203,8 @@ def load(
     return _place(tts, device, dtype)
 
 
-def _device(device: str) -> str:
+def pick_device(device: str) -> str:
+    """The device meant: CUDA, MPS or the CPU for ``auto``. Raises ValueError for one that is not here."""
     if device == "auto":
         return "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     try:
@@ -246,10 +253,10 @@ def _download() -> Path:
 def _assemble(config: VoiceConfig, tokenizer: Path | None, watermark: bool) -> LabTTS:
     t3 = _t3(config)
     voice_encoder = VoiceEncoder(_voice_encoder_config(config)) if config.clone else None
-    with contextlib.redirect_stdout(None):  # PerTh prints which weights it loaded
+    with contextlib.redirect_stdout(None), contextlib.ExitStack() as stack:  # PerTh prints which weights it loaded
+        if not watermark:
+            stack.enter_context(attribute(tts_module.perth, "PerthImplicitWatermarker", NoWatermark))
         tts = LabTTS(t3, SizedS3Gen(config), voice_encoder, _tokenizer(tokenizer), "cpu")
-    if not watermark:
-        tts.watermarker = NoWatermark()
     tts.config = config
     return tts
 

@@ -29,8 +29,9 @@ from transformers import DynamicCache
 
 from .attention import FORK_HEADS, Attention, remove_spies
 from .decode import embed, sample
-from .measure import machine_facts, output_folder, synchronize, written_whole
-from .models import DTYPES, load
+from .measure import synchronize
+from .models import DTYPES, load, pick_device
+from .records import Record, machine_facts, output_folder, written_whole
 from .settings import ANALYZERS, StreamSettings, whole_number
 
 MODES = ("released", *ANALYZERS)
@@ -186,6 +187,7 @@ def layer_costs(
     modes: Sequence[str] = MODES,
     lengths: Sequence[int] = (64, 128, 256, 512),
     *,
+    phases: Sequence[str] = PHASES,
     prefill_repeats: int = 5,
     decode_repeats: int = 20,
     warm_up: int = 1,
@@ -197,6 +199,7 @@ def layer_costs(
         t3: upstream's token-to-token model, of any size, device and dtype.
         modes: of `MODES`; ``off`` is always among them, for the ratios and for the profiler's own overhead.
         lengths: sequence lengths in positions, 64 to 4096.
+        phases: of `PHASES`.
         prefill_repeats: measured prefills a mode and length.
         decode_repeats: measured decode steps a mode and length.
         warm_up: unmeasured repeats before them, at least 0.
@@ -212,9 +215,9 @@ def layer_costs(
         ValueError: an unknown mode, or a length or count out of range.
     """
     modes = tuple(dict.fromkeys((*modes, "off")))
-    for mode in modes:
-        if mode not in MODES:
-            raise ValueError(f"modes={modes!r}: {mode!r} must be one of {', '.join(MODES)}")
+    for name, chosen, allowed in (("modes", modes, MODES), ("phases", phases, PHASES)):
+        if not set(chosen) <= set(allowed):
+            raise ValueError(f"{name}={tuple(chosen)!r}: each must be one of {', '.join(allowed)}")
     lengths = [whole_number("lengths", length, _SHORTEST, _LONGEST) for length in lengths]
     repeats = {
         "prefill": whole_number("prefill_repeats", prefill_repeats, 1),
@@ -224,7 +227,7 @@ def layer_costs(
     turns = [
         (phase, length, repeat, mode)
         for length in lengths
-        for phase in PHASES
+        for phase in phases
         for repeat in range(-warm_up, repeats[phase])
         for mode in (*modes, "bare")[:: -1 if repeat % 2 else 1]
     ]
@@ -267,7 +270,7 @@ def overhead(costs: pd.DataFrame) -> pd.Series:
     return (1 / steps(costs)["bare"] - 1).rename("overhead")
 
 
-def launches(step: Step, mode: str, repeats: int = 5) -> dict[str, Any]:
+def launches(step: Step, mode: str, repeats: int = 3) -> dict[str, Any]:
     """What one step asks of the device, counted by PyTorch's profiler.
 
     Returns:
@@ -301,6 +304,17 @@ def launches(step: Step, mode: str, repeats: int = 5) -> dict[str, Any]:
         counts["busy"] = sum(e.time_range.elapsed_us() for e in device) / 1e6
         counts["busy_share"] = counts["busy"] / wall
     return counts
+
+
+def attention_work(phase: str, length: int, width: int) -> int:
+    """What one layer's attention has to do for the CFG pair, to see how its cost should grow with the length.
+
+    Prefill: multiply-adds of the four projections (T C^2 each), the scores and the weighted sum (T^2 C each, the
+    causal half not taken off). Decode: values read, four matrices of C^2 and both rows' keys and values, L C each.
+    """
+    if phase == "prefill":
+        return 2 * (4 * length * width**2 + 2 * length**2 * width)
+    return 4 * width**2 + 2 * 2 * length * width
 
 
 def sdpa_kernel(operator: str) -> str | None:
@@ -347,42 +361,46 @@ def parser() -> argparse.ArgumentParser:
     add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s (default: %(default)s)")
     add("--modes", nargs="+", default=MODES, choices=MODES, help="%(choices)s (default: all)")
     add("--lengths", nargs="+", type=int, default=[64, 128, 256, 512], help="positions (default: 64 128 256 512)")
+    add("--phases", nargs="+", default=PHASES, choices=PHASES, help="%(choices)s (default: both)")
     add("--prefill-repeats", type=int, default=5, help="measured prefills each (default: %(default)s)")
     add("--decode-repeats", type=int, default=20, help="measured decode steps each (default: %(default)s)")
     add("--output", type=Path, help="CSV to write (default: build/data/layers_MODEL_DEVICE_DTYPE.csv)")
+    parser.add_argument("--resume", action="store_true", help="go on with the lengths that an interrupted run left")
     return parser
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status."""
+    """The command line; returns the exit status, 130 if interrupted."""
     command = parser()
     chosen = command.parse_args(arguments)
     logging.getLogger("transformers").setLevel(logging.ERROR)  # the warnings are notebook 01's subject
+    repeats = {"prefill_repeats": chosen.prefill_repeats, "decode_repeats": chosen.decode_repeats}
     try:
-        tts = load(chosen.model, device=chosen.device, dtype=chosen.dtype, watermark=False)
-        facts = machine_facts(tts.device) | {"model": Path(chosen.model).name, "dtype": chosen.dtype}
-        profiled = layer_costs(
-            tts.t3, chosen.modes, chosen.lengths,
-            prefill_repeats=chosen.prefill_repeats, decode_repeats=chosen.decode_repeats,
-        )  # fmt: skip
+        device = pick_device(chosen.device)
+        name = f"{Path(chosen.model).name}_{torch.device(device).type}_{chosen.dtype}.csv"
+        path = chosen.output or output_folder("data") / f"layers_{name}"
+        record = Record(path, chosen.resume)
+        tts = load(chosen.model, device=device, dtype=chosen.dtype, watermark=False)
+        facts = machine_facts(device)
+        facts |= {"model": Path(chosen.model).name, "dtype": chosen.dtype, "width": tts.t3.dim}
+        record.check(facts)
+        for length in sorted(set(chosen.lengths) - {row["length"] for row in record.rows}):
+            costs = summary(layer_costs(tts.t3, chosen.modes, [length], phases=chosen.phases, **repeats)).round(9)
+            record.add(costs.assign(**facts).to_dict("records"))
+        wanted = [(phase, mode) for phase in chosen.phases for mode in chosen.modes]
+        asked = [launches(Step(tts.t3, phase, chosen.lengths[0]), mode) for phase, mode in wanted]
     except (ValueError, FileNotFoundError) as error:
         command.error(str(error))
-    costs = summary(profiled)
-    counted = [
-        launches(Step(tts.t3, phase, length), mode)
-        for phase in PHASES
-        for length in chosen.lengths[-1:]
-        for mode in chosen.modes
-    ]
-    name = f"{facts['model']}_{facts['device']}_{chosen.dtype}.csv"
-    path = chosen.output or output_folder("data") / f"layers_{name}"
-    path.parent.mkdir(parents=True, exist_ok=True)
-    for target, table in ((path, costs), (path.with_name(f"launches_{name}"), pd.DataFrame(counted))):
-        with written_whole(target) as part:
-            table.assign(**facts).to_csv(part, index=False, float_format="%.6g")
+    except KeyboardInterrupt:
+        print(f"\nStopped after {len({row['length'] for row in record.rows})} lengths; --resume goes on.")
+        return 130
+    with written_whole(path.with_name(path.name.replace("layers", "launches"))) as part:
+        pd.DataFrame(asked).assign(**facts).to_csv(part, index=False, float_format="%.6g")
+    record.finish()
+    costs = record.table()
     print("Milliseconds a step (medians):", (steps(costs, value="seconds") * 1e3).round(2).to_string(), sep="\n")
     print("\nRatio to off:", steps(costs).drop(columns="bare").round(3).to_string(), sep="\n")
-    print("\nWhat a step asks of the device:", pd.DataFrame(counted).round(4).to_string(index=False), sep="\n")
+    print("\nWhat a step asks of the device:", pd.DataFrame(asked).round(4).to_string(index=False), sep="\n")
     print(f"\nThe profiler's own overhead: {overhead(costs).median():+.1%} of a step. Written to {path.name}.")
     return 0
 

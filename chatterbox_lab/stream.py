@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,6 +18,7 @@ from chatterbox.tts import ChatterboxTTS, punc_norm
 from .decode import decode
 from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
 from .models import check_reference
+from .patching import attribute
 from .render import SAMPLES_PER_TOKEN, Renderer
 from .settings import BALANCED, StreamSettings, whole_number
 
@@ -201,20 +202,6 @@ def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
     with torch.inference_mode():  # PerTh's weights ask for gradients, and its graph would stay in memory
         marked = tts.watermarker.apply_watermark(padded[0].numpy(), sample_rate=tts.sr)
     return torch.from_numpy(np.array(marked[:samples], dtype=np.float32))[None]
-
-
-@contextmanager
-def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
-    """An attribute of this one object, put back as it was afterwards."""
-    missing = object()
-    before = vars(owner).get(name, missing)
-    setattr(owner, name, value)
-    try:
-        yield
-    finally:
-        delattr(owner, name)
-        if before is not missing:
-            setattr(owner, name, before)
 
 
 class Patch:

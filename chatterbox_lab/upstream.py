@@ -16,8 +16,9 @@ from chatterbox.tts import ChatterboxTTS
 from .attention import remove_spies, without_spies
 from .measure import Chunks, Measured, StageClock, measured
 from .models import NEVER
+from .patching import attribute
 from .settings import BALANCED, StreamSettings
-from .stream import Call, attribute, checked, conditioning
+from .stream import Call, checked, conditioning
 
 
 def upstream_tokens(
@@ -118,9 +119,47 @@ def _upstream_chunks(tts: ChatterboxTTS, text: str, call: Call, clock: StageCloc
             remove_spies(tts.t3.tfmr)
 
 
+def upstream_whole(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> Measured:
+    """Upstream's own ``generate``, which does not stream, as a stream of one chunk; arguments as `upstream_stream`."""
+    call = _call(tts, text, settings, overrides, seed, max_new_tokens)
+    clock = StageClock(tts.device)
+    return measured(_upstream_audio(tts, text, call, clock), clock, tts.sr)
+
+
+def _upstream_audio(tts: ChatterboxTTS, text: str, call: Call, clock: StageClock) -> Chunks:
+    settings, _, seed, max_new_tokens = call
+    if seed is not None:
+        torch.manual_seed(seed)
+    with (
+        without_spies(tts.t3.tfmr), _borrowed(tts, settings), _timed(tts, clock, max_new_tokens),
+        attribute(t3_module, "tqdm", _no_bar),
+    ):  # fmt: skip
+        try:
+            yield type(tts).generate(
+                tts, text, exaggeration=tts.conds.t3.emotion_adv.item(), cfg_weight=settings.cfg_weight,
+                temperature=settings.temperature,
+            )  # fmt: skip
+        finally:
+            remove_spies(tts.t3.tfmr)
+
+
 @contextmanager
 def _timed(tts: ChatterboxTTS, clock: StageClock, max_new_tokens: int) -> Iterator[None]:
     """Upstream's three stages on our clock, and its fixed 1000 tokens replaced."""
+
+    def inference(**kwargs: Any) -> torch.Tensor:
+        with clock.stage("t3"):
+            tokens = type(tts.t3).inference(tts.t3, **dict(kwargs, max_new_tokens=max_new_tokens))
+        clock.calls["token"] += int((tokens[0] < tts.t3.hp.start_speech_token).sum())  # start and stop are above
+        return tokens
 
     def inference_stream(**kwargs: Any) -> Iterator[torch.Tensor]:
         chunks = type(tts).inference_stream(tts, **dict(kwargs, max_new_tokens=max_new_tokens))
@@ -133,6 +172,7 @@ def _timed(tts: ChatterboxTTS, clock: StageClock, max_new_tokens: int) -> Iterat
             yield chunk
 
     with (
+        attribute(tts.t3, "inference", inference),
         attribute(tts, "inference_stream", inference_stream),
         attribute(tts.s3gen, "inference", _staged(clock, "s3gen", tts.s3gen.inference)),
         attribute(tts.watermarker, "apply_watermark", _staged(clock, "watermark", tts.watermarker.apply_watermark)),

@@ -8,7 +8,7 @@ import sys
 import pandas as pd
 
 from chatterbox_lab.bench import summary
-from chatterbox_lab.measure import REPOSITORY, load_results, written_whole
+from chatterbox_lab.records import REPOSITORY, load_results, written_whole
 
 README = REPOSITORY / "README.md"
 

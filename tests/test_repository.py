@@ -17,14 +17,25 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from chatterbox_lab.measure import REPOSITORY
+from chatterbox_lab.records import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 import readme
 
 # The order in which data passes through the package; a module imports only from those above it.
-ORDER = ["settings", "measure", "models", "attention", "alignment", "decode", "render", "stream", "upstream"]
-ORDER += ["bench", "figures"]
+ORDER = [
+    "settings",
+    "patching",
+    "records",
+    "measure",
+    "models",
+    "attention",
+    "alignment",
+    "decode",
+    "profiler",
+    "render",
+]
+ORDER += ["stream", "upstream", "bench", "figures"]
 
 
 def constraints() -> dict[str, str]:

@@ -73,6 +73,18 @@ def test_one_chunk_is_the_whole_utterance(tts: Any) -> None:
     assert torch.equal(joined(lab.generate_stream(tts, TEXT, chunk_size=12, max_new_tokens=12, **FIXED)), whole)
 
 
+def test_upstreams_whole_utterance_is_measured_like_a_stream(tts: Any) -> None:
+    expected = lab.upstream_tokens(tts, TEXT, max_new_tokens=12, **FIXED)
+    (audio, metrics), *more = list(upstream.upstream_whole(tts, TEXT, max_new_tokens=12, **FIXED))
+    assert not more
+    assert audio.shape == (1, len(expected) * 960)
+    assert (metrics.tokens, metrics.chunk_count) == (len(expected), 1)
+    assert metrics.t3_seconds > 0
+    assert metrics.s3gen_seconds > 0
+    parts = metrics.t3_seconds + metrics.s3gen_seconds + metrics.watermark_seconds
+    assert parts <= metrics.total_generation_time
+
+
 def test_chunks_do_not_change_what_is_said(tts: Any) -> None:
     """Audio differs only by S3Gen's view of the future; the tokens behind it are the same."""
     whole = lab.generate(tts, TEXT, max_new_tokens=40, **FIXED)
