@@ -103,10 +103,14 @@ def metrics_of(start: Callable[[], Measured]) -> dict[str, Any]:
             raise ValueError("the stream yielded nothing, so there is nothing to measure")
         return {"error": None} | asdict(last[0][1])
     except Exception as error:  # whatever it is, the other variants are still worth measuring
-        if torch.cuda.is_available():
-            torch.cuda.empty_cache()
-        empty = {field.name: None for field in fields(StreamMetrics)}
-        return empty | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+        return _failure(error)
+
+
+def _failure(error: Exception) -> dict[str, Any]:
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+    empty = {field.name: None for field in fields(StreamMetrics)}
+    return empty | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
 def interleaved(variants: Variants, rounds: int, warm_up: int = 1) -> pd.DataFrame:
@@ -171,15 +175,17 @@ def token_check(
     rows = []
     for seed in CHECK_SEEDS:
         fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
-        expected = upstream_tokens(tts, text, **fixed)
+        expected = None
         for name, chosen in _ours(analyzers, backends):
-            row = {"variant": name, "state": "check", "round": seed, "tokens": len(expected), "error": None}
             try:
+                expected = upstream_tokens(tts, text, **fixed) if expected is None else expected
                 said = speech_tokens(tts, text, **chosen, **fixed)
-                row["same_tokens"] = int((said == expected).int().cumprod(0).sum())
+                common = min(len(said), len(expected))
+                same = int((said[:common] == expected[:common]).int().cumprod(0).sum())
+                found = {"tokens": len(expected), "same_tokens": same, "error": None}
             except Exception as error:  # a row, as in `metrics_of`
-                row["error"] = f"{type(error).__name__}: {error}".splitlines()[0][:200]
-            rows.append(row)
+                found = _failure(error)
+            rows.append({"variant": name, "state": "check", "round": seed} | found)
     return rows
 
 
@@ -219,8 +225,9 @@ class Plan:
 
 
 def run(plan: Plan, record: Record, *, check: bool = False, cold: bool = False) -> None:
-    """Measures a plan and adds every row to the record as soon as it is there: what it holds is not run again,
-    unless it has failed.
+    """Measures a plan, and adds every row to the record as soon as it is there.
+
+    What the record holds already is not run again, unless it has failed.
 
     Args:
         plan: what to measure.
@@ -283,7 +290,10 @@ def _first_calls(plan: Plan, device: str, dtype: str, done: Collection[tuple]) -
     names = (UPSTREAM, *(name for name, _ in _ours(plan.analyzers, plan.backends)))
     for name in tqdm([name for name in names if (name, "cold", 0) not in done], desc="first calls", leave=False):
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
-            row = process.submit(_first_call, plan, device, dtype, name).result()
+            try:
+                row = process.submit(_first_call, plan, device, dtype, name).result()
+            except Exception as error:  # the process may have been killed
+                row = _failure(error)
         yield {"variant": name, "state": "cold", "round": 0} | row
 
 

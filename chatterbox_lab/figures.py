@@ -105,3 +105,28 @@ def layer_heat_map(costs: pd.DataFrame, length: int, part: str = "attention") ->
         ax.tick_params(axis="y", rotation=0)
     axes[-1].set_xlabel("layer of T3")
     return figure
+
+
+PART_COLORS = {"attention": "#0b6fa4", "mlp": "#c58b00", "rest": "0.35", "model": "0.6", "sampling": "0.85"}
+"""How the parts of a step are drawn: `profiler.PARTS`, and what runs around the layers."""
+
+
+def step_parts(costs: pd.DataFrame, length: int) -> Figure:
+    """Milliseconds of a whole step by part, stacked, for each mode and phase.
+
+    Args:
+        costs: from `profiler.summary`, of one machine.
+        length: one of its sequence lengths.
+    """
+    whole = costs[(costs["layer"] < 0) & (costs["length"] == length)]
+    modes = [mode for mode in MODE_STYLES if mode in set(whole["mode"])]
+    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True)
+    for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
+        rows = whole[whole["phase"] == phase]
+        bars = 1e3 * rows.pivot_table(index="mode", columns="part", values="seconds").loc[modes, list(PART_COLORS)]
+        bars.plot.barh(stacked=True, ax=ax, color=PART_COLORS, legend=False, edgecolor="white", width=0.75)
+        ax.set(title=f"{phase} at length {length}", xlabel="ms a step", ylabel="")
+    axes[0].invert_yaxis()
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", fontsize=8)
+    return figure

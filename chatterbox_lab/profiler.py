@@ -41,6 +41,8 @@ PARTS = ("attention", "mlp", "rest")
 KEYS = ["phase", "length", "mode", "layer", "part"]
 WHOLE = -1
 """Stands for the layer where a row belongs to the model as a whole."""
+LENGTHS = (256, 64, 128, 512)
+"""Sequence lengths in positions; kernels are counted at the first."""
 _CONDITIONING = 34  # positions before the text: speaker, 32 of the perceiver, emotion (T3CondEnc)
 _SHORTEST = 64
 _LONGEST = 4096
@@ -185,7 +187,7 @@ class Step:
 def layer_costs(
     t3: T3,
     modes: Sequence[str] = MODES,
-    lengths: Sequence[int] = (64, 128, 256, 512),
+    lengths: Sequence[int] = LENGTHS,
     *,
     phases: Sequence[str] = PHASES,
     prefill_repeats: int = 5,
@@ -198,7 +200,7 @@ def layer_costs(
     Args:
         t3: upstream's token-to-token model, of any size, device and dtype.
         modes: of `MODES`; ``off`` is always among them, for the ratios and for the profiler's own overhead.
-        lengths: sequence lengths in positions, 64 to 4096.
+        lengths: sequence lengths in positions, 64 to 4096; measured from short to long.
         phases: of `PHASES`.
         prefill_repeats: measured prefills a mode and length.
         decode_repeats: measured decode steps a mode and length.
@@ -218,7 +220,7 @@ def layer_costs(
     for name, chosen, allowed in (("modes", modes, MODES), ("phases", phases, PHASES)):
         if not set(chosen) <= set(allowed):
             raise ValueError(f"{name}={tuple(chosen)!r}: each must be one of {', '.join(allowed)}")
-    lengths = [whole_number("lengths", length, _SHORTEST, _LONGEST) for length in lengths]
+    lengths = [whole_number("lengths", length, _SHORTEST, _LONGEST) for length in sorted(set(lengths))]
     repeats = {
         "prefill": whole_number("prefill_repeats", prefill_repeats, 1),
         "decode": whole_number("decode_repeats", decode_repeats, 1),
@@ -360,7 +362,7 @@ def parser() -> argparse.ArgumentParser:
     add("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
     add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s (default: %(default)s)")
     add("--modes", nargs="+", default=MODES, choices=MODES, help="%(choices)s (default: all)")
-    add("--lengths", nargs="+", type=int, default=[64, 128, 256, 512], help="positions (default: 64 128 256 512)")
+    add("--lengths", nargs="+", type=int, default=LENGTHS, help="positions (default: 256 64 128 512)")
     add("--phases", nargs="+", default=PHASES, choices=PHASES, help="%(choices)s (default: both)")
     add("--prefill-repeats", type=int, default=5, help="measured prefills each (default: %(default)s)")
     add("--decode-repeats", type=int, default=20, help="measured decode steps each (default: %(default)s)")
@@ -394,7 +396,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         print(f"\nStopped after {len({row['length'] for row in record.rows})} lengths; --resume goes on.")
         return 130
-    with written_whole(path.with_name(path.name.replace("layers", "launches"))) as part:
+    with written_whole(path.with_name(f"launches_{path.name.removeprefix('layers_')}")) as part:
         pd.DataFrame(asked).assign(**facts).to_csv(part, index=False, float_format="%.6g")
     record.finish()
     costs = record.table()

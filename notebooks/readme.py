@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 import sys
 
 import pandas as pd
 
-from chatterbox_lab.bench import summary
-from chatterbox_lab.records import REPOSITORY, load_results, written_whole
+from chatterbox_lab import bench, profiler
+from chatterbox_lab.records import REPOSITORY, load_results, recorded, written_whole
 
 README = REPOSITORY / "README.md"
 
@@ -16,8 +15,8 @@ README = REPOSITORY / "README.md"
 def streams_table(name: str = "01_streams_tiny_cpu") -> str:
     """Stock and patched side by side, in Markdown, with what it was measured on."""
     runs = load_results(name)
-    table = summary(runs, against="upstream").rename_axis("stream").round(2)
-    first, warm = runs.iloc[0], runs[runs["warm"]]
+    table = bench.summary(runs).drop(columns="peak memory (GiB)").rename_axis("stream").round(2)
+    first, warm = runs.iloc[0], runs[runs["state"] == "warm"]
     return (
         f"{table.to_markdown()}\n\n"
         f"Medians of {warm['round'].nunique()} interleaved rounds, {first.tokens} speech tokens each "
@@ -27,18 +26,39 @@ def streams_table(name: str = "01_streams_tiny_cpu") -> str:
     )
 
 
+def sizes_table() -> str:
+    """Every recorded machine of the benchmark, by chunk size."""
+    tables = {name: bench.by_shape(runs) for name, runs in recorded("bench").groupby("record", sort=False)}
+    table = pd.concat(tables, names=["machine"]).drop(columns=["peak memory (GiB)", "watermark (RTF)"]).round(2)
+    table = table.reset_index().rename(columns={"chunk_size": "chunk", "context_window": "context"})
+    table["chunk"] = table["chunk"].astype(str).replace("0", "whole")
+    return table.to_markdown(index=False)
+
+
+def price_table(length: int = 256) -> str:
+    """A step in every mode over one in ``off``, for every machine that the profiler was recorded on."""
+    tables = {name: profiler.steps(costs) for name, costs in recorded("layers").groupby("record", sort=False)}
+    table = pd.concat(tables, names=["machine"]).xs(length, level="length")[list(profiler.MODES)]
+    return table.round(2).reset_index().to_markdown(index=False)
+
+
+END = "<!-- end -->"
+TABLES = {"streams": streams_table, "sizes": sizes_table, "price": price_table}
+
+
 def filled(text: str) -> str:
     """The README's text with what stands between its table markers made anew."""
-    pattern = re.compile(r"(<!-- streams -->\n).*?(<!-- end -->)", re.DOTALL)
-    if not pattern.search(text):
-        raise ValueError("README.md: the markers <!-- streams --> and <!-- end --> are gone")
-    table = streams_table()
-    return pattern.sub(lambda match: f"{match[1]}{table}\n{match[2]}", text)
+    for name, made in TABLES.items():
+        marker = f"<!-- {name} -->\n"
+        if marker not in text:
+            raise ValueError(f"README.md: the marker {marker.strip()} is gone")
+        before, after = text.split(marker, 1)
+        text = f"{before}{marker}{made()}\n{after[after.index(END) :]}"
+    return text
 
 
 def main() -> None:
     """Writes README.md if a table has changed."""
-    pd.set_option("display.precision", 2)
     before = README.read_text()
     after = filled(before)
     if after == before:

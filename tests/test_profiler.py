@@ -158,7 +158,7 @@ def test_the_command_line_profiles(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "overhead" in printed
     costs = pd.read_csv(output)
     assert {"phase", "layer", "part", "seconds", "ratio", "machine", "commit", "model", "dtype"} <= set(costs.columns)
-    assert {file.name for file in output.parent.iterdir()} == {"layers.csv", "launches.csv"}
+    assert {file.name for file in output.parent.iterdir()} == {"layers.csv", "launches_layers.csv"}
 
 
 @pytest.mark.parametrize("wrong", [["--device", "cuda:99"], ["--lengths", "1"], ["--model", "x"]])
