@@ -77,10 +77,10 @@ def show(figure: Figure, name: str, origin: dict[str, str]) -> Image:
 
 MODE_STYLES = {
     "released": {"color": "#111111", "marker": "P", "linestyle": ":"},
-    "stock": {"color": "#a3431f", "marker": "s", "linestyle": "-"},
-    "layer": {"color": "#c58b00", "marker": "^", "linestyle": "-."},
-    "off": {"color": "#0b6fa4", "marker": "o", "linestyle": "-"},
-    "probe": {"color": "#7fb8d8", "marker": "D", "linestyle": "--"},
+    "stock": {"color": "#7a2e12", "marker": "s", "linestyle": "-"},
+    "layer": {"color": "#d9a520", "marker": "^", "linestyle": "-."},
+    "off": {"color": "#2a86bd", "marker": "o", "linestyle": "-"},
+    "probe": {"color": "#9fcbe3", "marker": "D", "linestyle": "--"},
 }
 """How each way to read the alignment is drawn, in every figure: told apart by hue, by lightness and by marker."""
 

@@ -3,13 +3,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import matplotlib.pyplot as plt
 import pytest
 import torch
-from PIL import Image
 
 import chatterbox_lab as lab
-from chatterbox_lab import figures, measure
+from chatterbox_lab import measure
 
 
 @pytest.fixture(autouse=True)
@@ -31,18 +29,6 @@ def test_the_reports_flags_are_set_and_restored() -> None:
     with pytest.raises(RuntimeError), lab.tune_torch():
         raise RuntimeError
     assert flags() == before
-
-
-def test_figures_carry_where_they_come_from(tmp_path: Path) -> None:
-    figures.set_style()
-    drawn, axes = plt.subplots()
-    axes.plot([0, 1])
-    shown = figures.show(drawn, "00_test", figures.provenance("tiny"))
-    png, svg = (tmp_path / "figures" / f"00_test.{kind}" for kind in ("png", "svg"))
-    assert shown.data == png.read_bytes()
-    assert "model: tiny, T3 in float32" in Image.open(png).text["Description"]
-    assert "model: tiny, T3 in float32 | machine:" in svg.read_text()
-    assert not plt.fignum_exists(drawn.number)
 
 
 def test_the_clock_waits_for_the_device_at_both_ends(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,85 @@
+from __future__ import annotations
+
+from itertools import pairwise
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import pandas as pd
+import pytest
+from matplotlib.colors import to_rgb
+from PIL import Image
+
+from chatterbox_lab import figures, profiler
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATTERBOX_LAB_OUTPUT", str(tmp_path))
+
+
+def test_figures_carry_where_they_come_from(tmp_path: Path) -> None:
+    figures.set_style()
+    drawn, axes = plt.subplots()
+    axes.plot([0, 1])
+    shown = figures.show(drawn, "00_test", figures.provenance("tiny"))
+    png, svg = (tmp_path / "figures" / f"00_test.{kind}" for kind in ("png", "svg"))
+    assert shown.data == png.read_bytes()
+    assert "model: tiny, T3 in float32" in Image.open(png).text["Description"]
+    assert "model: tiny, T3 in float32 | machine:" in svg.read_text()
+    assert not plt.fignum_exists(drawn.number)
+
+
+def test_a_recorded_figure_says_what_was_recorded() -> None:
+    facts = {"model": "random", "dtype": "bfloat16", "machine": "NVIDIA H200", "device": "cuda", "cores": 16}
+    facts |= {"torch": "2.11.0", "transformers": "4.46.3", "commit": "abc", "date": "2026-01-01"}
+    assert figures.origin(facts) == {
+        "model": "random, T3 in bfloat16", "machine": "NVIDIA H200", "versions": "torch 2.11.0, transformers 4.46.3",
+        "commit": "abc", "date": "2026-01-01",
+    }  # fmt: skip
+
+
+def grey(color: str) -> float:
+    red, green, blue = to_rgb(color)
+    return 0.2126 * red + 0.7152 * green + 0.0722 * blue
+
+
+def test_modes_and_parts_are_told_apart_without_colour() -> None:
+    styles = figures.MODE_STYLES
+    assert set(styles) == set(profiler.MODES)
+    assert len({style["marker"] for style in styles.values()}) == len(styles)
+    shades = sorted(grey(style["color"]) for style in styles.values())
+    assert min(b - a for a, b in pairwise(shades)) > 0.08
+    parts = [grey(color) for color in figures.PART_COLORS.values()]
+    assert min(abs(b - a) for a, b in pairwise(parts)) > 0.1  # neighbours in a bar
+
+
+@pytest.fixture
+def costs() -> pd.DataFrame:
+    rows = [
+        (phase, 64, mode, layer, part, 0.001 * (layer + 2))
+        for phase in profiler.PHASES
+        for mode in ("stock", "off")
+        for layer, parts in ((0, profiler.PARTS), (1, profiler.PARTS), (profiler.WHOLE, figures.PART_COLORS))
+        for part in parts
+    ]
+    return pd.DataFrame(rows, columns=["phase", "length", "mode", "layer", "part", "seconds"])
+
+
+def test_heat_map_shows_milliseconds_by_layer_and_mode(costs: pd.DataFrame) -> None:
+    drawn = figures.layer_heat_map(costs, 64)
+    prefill, decode = drawn.axes[:2]
+    assert [label.get_text() for label in decode.get_yticklabels()] == ["stock", "off"]
+    assert prefill.collections[0].get_array().reshape(2, 2).tolist() == [[2.0, 3.0], [2.0, 3.0]]
+    assert decode.get_xlabel() == "layer of T3"
+    assert "decode at length 64" in decode.get_title(loc="left")
+    plt.close(drawn)
+
+
+def test_bars_stack_the_parts_of_a_step(costs: pd.DataFrame) -> None:
+    drawn = figures.step_parts(costs, 64)
+    for ax, phase in zip(drawn.axes, profiler.PHASES, strict=True):
+        assert phase in ax.get_title(loc="left")
+        assert ax.get_xlabel() == "ms a step"
+        assert len(ax.patches) == 2 * len(figures.PART_COLORS)
+        assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(5.0)
+    plt.close(drawn)
