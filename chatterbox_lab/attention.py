@@ -290,6 +290,18 @@ def catch_warnings() -> Iterator[list[CaughtWarning]]:
         logger.setLevel(level)
 
 
+@contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps transformers' warnings off the screen and, unlike `catch_warnings`, out of what is being timed."""
+    logger = logging.getLogger("transformers")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)
+
+
 def warning_table(caught: Sequence[CaughtWarning]) -> pd.DataFrame:
     """The caught warnings, one row for each text and call site: message, raised in, called from, layers, times."""
     groups: dict[tuple[str, str, str], list[CaughtWarning]] = {}

@@ -6,11 +6,12 @@
 from __future__ import annotations
 
 import argparse
-import logging
+import gc
 import sys
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor
+from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
 from multiprocessing import get_context
@@ -22,12 +23,13 @@ import torch
 from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
+from .attention import quiet
 from .decode import step_bytes
-from .measure import Measured, StreamMetrics, read_seconds
+from .measure import Measured, StreamMetrics, read_seconds, tune_torch
 from .models import DTYPES, MODELS, load, pick_device
 from .records import Record, machine_facts, output_folder
 from .settings import ANALYZERS, BACKENDS, StreamSettings, whole_number
-from .stream import generate_stream, speech_tokens
+from .stream import encode_text, generate_stream, speech_tokens
 from .upstream import upstream_stream, upstream_tokens, upstream_whole
 
 UPSTREAM = "upstream"
@@ -35,6 +37,7 @@ KEY = ["device", "dtype", "chunk_size", "context_window", "variant", "state", "r
 """What tells one row of the benchmark's CSV from another."""
 CONFIGURATION, SHAPE = KEY[:4], KEY[2:4]
 CHECK_SEEDS = (0, 1, 2)
+_MOST_TOKENS = 1000  # what upstream generates at most
 Variants = Mapping[str, Callable[[], Measured]]
 
 
@@ -85,11 +88,11 @@ def runs(
     failed: set[str] = set()
     for turn in range(-warm_up, rounds):
         state = "warm" if turn >= 0 else "warm-up"
-        for name, start in variants.items():
+        for name in list(variants)[:: -1 if turn > 0 and turn % 2 else 1]:  # to and fro
             left = any((name, "warm", number) not in done for number in range(max(turn, 0), rounds))
             if name in failed or not left or (turn >= 0 and (name, state, turn) in done):
                 continue
-            row = {"variant": name, "state": state, "round": turn} | metrics_of(start)
+            row = {"variant": name, "state": state, "round": turn} | metrics_of(variants[name])
             if row["error"]:
                 failed.add(name)
             yield row
@@ -103,14 +106,21 @@ def metrics_of(start: Callable[[], Measured]) -> dict[str, Any]:
             raise ValueError("the stream yielded nothing, so there is nothing to measure")
         return {"error": None} | asdict(last[0][1])
     except Exception as error:  # whatever it is, the other variants are still worth measuring
-        return _failure(error)
+        row = _failure(error)
+    _free_memory()
+    return row
 
 
 def _failure(error: Exception) -> dict[str, Any]:
-    if torch.cuda.is_available():
-        torch.cuda.empty_cache()
     empty = {field.name: None for field in fields(StreamMetrics)}
     return empty | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
+
+
+def _free_memory() -> None:
+    gc.collect()
+    with suppress(RuntimeError):  # a GPU that has failed an assertion answers nothing any more
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
 
 
 def interleaved(variants: Variants, rounds: int, warm_up: int = 1) -> pd.DataFrame:
@@ -165,28 +175,33 @@ def medians(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def token_check(
-    tts: ChatterboxTTS, text: str, tokens: int, analyzers: Sequence[str], backends: Sequence[str] = ("hf",)
-) -> list[dict[str, Any]]:
-    """Whether the same seed gives upstream's tokens on this device: a row a variant and seed.
+    tts: ChatterboxTTS,
+    text: str,
+    tokens: int,
+    analyzers: Sequence[str],
+    backends: Sequence[str] = ("hf",),
+    done: Collection[tuple[str, str, int]] = (),
+) -> Iterator[dict[str, Any]]:
+    """Whether the same seed gives upstream's tokens on this device: a row a variant and seed that is not ``done``.
 
-    ``tokens`` is how many ``T3.inference`` said, ``same_tokens`` how many of ours are the same before the first that
-    is not. Rounding differs between kernels, so in half precision a tie may fall the other way.
+    ``tokens`` is how many ``T3.inference`` said (or ours, if more), ``same_tokens`` how many of ours are the same
+    before the first that is not. Rounding differs between kernels, so in half precision a tie may fall the other way.
     """
-    rows = []
     for seed in CHECK_SEEDS:
         fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
         expected = None
         for name, chosen in _ours(analyzers, backends):
+            if (name, "check", seed) in done:
+                continue
             try:
                 expected = upstream_tokens(tts, text, **fixed) if expected is None else expected
                 said = speech_tokens(tts, text, **chosen, **fixed)
                 common = min(len(said), len(expected))
                 same = int((said[:common] == expected[:common]).int().cumprod(0).sum())
-                found = {"tokens": len(expected), "same_tokens": same, "error": None}
+                found = {"tokens": max(len(said), len(expected)), "same_tokens": same, "error": None}
             except Exception as error:  # a row, as in `metrics_of`
                 found = _failure(error)
-            rows.append({"variant": name, "state": "check", "round": seed} | found)
-    return rows
+            yield {"variant": name, "state": "check", "round": seed} | found
 
 
 @dataclass(frozen=True)
@@ -205,6 +220,7 @@ class Plan:
     rounds: int
     seed: int
     watermark: bool
+    tuned: bool
 
     def variants(self, tts: ChatterboxTTS, shape: tuple[int, int]) -> Variants:
         """The streams of one shape. Upstream loses what does not fill a chunk, so the length is made of whole ones."""
@@ -227,7 +243,7 @@ class Plan:
 def run(plan: Plan, record: Record, *, check: bool = False, cold: bool = False) -> None:
     """Measures a plan, and adds every row to the record as soon as it is there.
 
-    What the record holds already is not run again, unless it has failed.
+    What the record holds already is not run again, unless it failed or its round was not finished.
 
     Args:
         plan: what to measure.
@@ -235,85 +251,95 @@ def run(plan: Plan, record: Record, *, check: bool = False, cold: bool = False) 
         check: also compares tokens (see `token_check`).
         cold: also measures each variant's first call, at the first shape, in a process of its own.
     """
-    _drop_failures(record)
+    record.rows = [row for row in record.rows if not isinstance(row.get("error"), str)]
     with tqdm(total=plan.total(), desc="runs") as bar:
         for device, dtype in ((device, dtype) for device in plan.devices for dtype in plan.dtypes):
-            tts = plan.load(device, dtype)
-            facts = machine_facts(tts.device) | {"model": Path(plan.model).name, "text": plan.text}
-            facts |= {"seed": plan.seed, "watermark": plan.watermark}
+            facts = machine_facts(device) | {"model": Path(plan.model).name, "text": plan.text, "seed": plan.seed}
+            facts |= {"asked_tokens": plan.tokens, "watermark": plan.watermark, "tuned": plan.tuned}
             record.check(facts)
-            size = step_bytes(tts.t3)
-            limit = read_seconds(size, tts.device)
-            facts |= {"dtype": dtype, "step_bytes": size, "step_limit_seconds": limit}
-            for shape in plan.shapes:
-                bar.set_postfix_str(f"{device}, {dtype}, chunk {shape[0] or 'whole'}")
-                _run_shape(plan, tts, shape, record, facts, bar)
-            facts |= dict(zip(SHAPE, plan.shapes[0], strict=True))
-            done = _done(record, facts)
-            if check and "check" not in {state for _, state, _ in done}:
-                rows = token_check(tts, plan.text, plan.tokens, plan.analyzers, plan.backends)
-                record.add([row | facts for row in rows])
-            del tts  # room for the processes, and for the next one
+            facts |= {"dtype": dtype}
+            try:
+                _run_model(plan, device, facts, record, bar, check)
+            except (RuntimeError, MemoryError) as error:  # the model itself: too large, or the device has failed
+                shape = dict(zip(SHAPE, plan.shapes[0], strict=True))
+                row = {"variant": "loading", "state": "warm-up", "round": -1} | _failure(error)
+                record.add([row | facts | shape])
+            _free_memory()  # room for the processes, and for the next model
             if cold:
-                for row in _first_calls(plan, device, dtype, done):
-                    record.add([row | facts])
+                _first_calls(plan, device, facts, record)
     record.finish()
 
 
-def _run_shape(
-    plan: Plan, tts: ChatterboxTTS, shape: tuple[int, int], record: Record, facts: dict[str, Any], bar: tqdm
-) -> None:
-    facts = facts | dict(zip(SHAPE, shape, strict=True))
-    variants, done = plan.variants(tts, shape), _done(record, facts)
-    start, due = bar.n, len(variants) * (plan.rounds + 1)
-    for row in runs(variants, plan.rounds, done=done):
-        if (row["variant"], row["state"], row["round"]) not in done:
-            record.add([row | facts])
-        bar.update()
-    bar.update(start + due - bar.n)  # what was done before, or has failed
+def _run_model(plan: Plan, device: str, facts: dict[str, Any], record: Record, bar: tqdm, check: bool) -> None:
+    tts = plan.load(device, facts["dtype"])
+    encode_text(tts, plan.text)  # says so now if the text does not fit
+    size = step_bytes(tts.t3)
+    facts = facts | {"step_bytes": size, "step_limit_seconds": read_seconds(size, device)}
+    for shape in plan.shapes:
+        bar.set_postfix_str(f"{device}, {facts['dtype']}, chunk {shape[0] or 'whole'}")
+        here = facts | dict(zip(SHAPE, shape, strict=True))
+        variants = plan.variants(tts, shape)
+        _drop_broken_rounds(record, here, variants)
+        start, due, done = bar.n, len(variants) * (plan.rounds + 1), _done(record, here)
+        for row in runs(variants, plan.rounds, done=done):
+            if (row["variant"], row["state"], row["round"]) not in done:
+                record.add([row | here])
+            bar.update()
+        bar.update(start + due - bar.n)  # what was done before, or has failed
+    if check:
+        here = facts | dict(zip(SHAPE, plan.shapes[0], strict=True))
+        for row in token_check(tts, plan.text, plan.tokens, plan.analyzers, plan.backends, _done(record, here)):
+            record.add([row | here])
+
+
+def _drop_broken_rounds(record: Record, facts: dict[str, Any], variants: Collection[str]) -> None:
+    """Ratios are within rounds: one that lacks a variant is forgotten, and runs again as a whole."""
+    done = _done(record, facts)
+    rounds = {number for _, state, number in done if state == "warm"}
+    broken = {number for number in rounds if any((name, "warm", number) not in done for name in variants)}
+    record.rows = [
+        row
+        for row in record.rows
+        if not (_belongs(row, facts) and row["state"] == "warm" and int(row["round"]) in broken)
+    ]
 
 
 def _done(record: Record, facts: dict[str, Any]) -> set[tuple[str, str, int]]:
     """(variant, state, round) of the rows of this configuration."""
-    mine = (row for row in record.rows if all(row.get(name) == facts[name] for name in CONFIGURATION))
+    mine = (row for row in record.rows if _belongs(row, facts))
     return {(row["variant"], row["state"], int(row["round"])) for row in mine}
 
 
-def _drop_failures(record: Record) -> None:
-    """Forgets all rows of what has failed, so that it runs again."""
-    keys = [tuple(row.get(name) for name in (*CONFIGURATION, "variant")) for row in record.rows]
-    failed = {key for key, row in zip(keys, record.rows, strict=True) if isinstance(row.get("error"), str)}
-    record.rows = [row for key, row in zip(keys, record.rows, strict=True) if key not in failed]
+def _belongs(row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
+    return all(row.get(name) == facts[name] for name in CONFIGURATION)
 
 
-def _first_calls(plan: Plan, device: str, dtype: str, done: Collection[tuple]) -> Iterator[dict[str, Any]]:
+def _first_calls(plan: Plan, device: str, facts: dict[str, Any], record: Record) -> None:
+    facts = facts | dict(zip(SHAPE, plan.shapes[0], strict=True))
+    done = _done(record, facts)
     names = (UPSTREAM, *(name for name, _ in _ours(plan.analyzers, plan.backends)))
     for name in tqdm([name for name in names if (name, "cold", 0) not in done], desc="first calls", leave=False):
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             try:
-                row = process.submit(_first_call, plan, device, dtype, name).result()
+                row = process.submit(_first_call, plan, device, facts["dtype"], name).result()
             except Exception as error:  # the process may have been killed
                 row = _failure(error)
-        yield {"variant": name, "state": "cold", "round": 0} | row
+        record.add([{"variant": name, "state": "cold", "round": 0} | row | facts])
 
 
 def _first_call(plan: Plan, device: str, dtype: str, variant: str) -> dict[str, Any]:
-    _quiet()
-    return metrics_of(plan.variants(plan.load(device, dtype), plan.shapes[0])[variant])
-
-
-def _quiet() -> None:
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # the warnings are notebook 01's subject
+    with quiet(), tune_torch() if plan.tuned else nullcontext():
+        return metrics_of(plan.variants(plan.load(device, dtype), plan.shapes[0])[variant])
 
 
 def report(table: pd.DataFrame) -> str:
     """What the benchmark found, for a terminal: a table a device, dtype and state, the limit, the check, the errors."""
     parts = []
     for (device, dtype), rows in table.groupby(["device", "dtype"], sort=False):
-        first = rows.iloc[0]
-        megabytes, milliseconds = first["step_bytes"] / 1e6, 1e3 * first["step_limit_seconds"]
-        limit = f"reading {megabytes:.0f} MB of weights once takes {milliseconds:.2f} ms"
-        parts.append(f"{first['machine']} ({device}), T3 in {dtype}: {limit}")
+        parts.append(f"{rows['machine'].iloc[0]} ({device}), T3 in {dtype}")
+        if rows.get("step_bytes", rows["rtf"]).notna().any():
+            megabytes, milliseconds = rows["step_bytes"].max() / 1e6, 1e3 * rows["step_limit_seconds"].min()
+            parts.append(f"reading T3's {megabytes:.0f} MB of weights once takes {milliseconds:.2f} ms")
         for state in ("warm", "cold"):
             if len(shapes := by_shape(rows, state).reset_index()):
                 shapes["chunk_size"] = shapes["chunk_size"].replace(0, "whole")
@@ -368,6 +394,7 @@ def parser() -> argparse.ArgumentParser:
     flag("--check", help="also verify that each variant says upstream's tokens for the same seed, on this device")
     flag("--cold", help="also measure every variant's first call in a process of its own")
     flag("--no-watermark", help="leave the watermark out on both sides (perth need not be installed)")
+    flag("--tune", help="set the report's PyTorch flags (TF32, cuDNN autotuning) for the whole run")
     flag("--resume", help="go on with an interrupted benchmark, or add to a finished one")
     flag("--quick", help="two short rounds: under a minute for tiny on 2 cores")
     return parser
@@ -375,21 +402,29 @@ def parser() -> argparse.ArgumentParser:
 
 def plan_of(chosen: argparse.Namespace) -> Plan:
     """The plan that the command line asks for. Raises ValueError for a value that is not allowed."""
-    chunks = [whole_number("chunk-size", size, 0) for size in chosen.chunk_size]
+    if not chosen.text.strip():
+        raise ValueError(f"text={chosen.text!r}: must have something to say")
+    tokens = 25 if chosen.quick else whole_number("tokens", chosen.tokens, 1, _MOST_TOKENS)
+    chunks = [whole_number("chunk-size", size, 0, _MOST_TOKENS) for size in chosen.chunk_size]
     windows = chosen.context_window and [whole_number("context-window", size, 0) for size in chosen.context_window]
-    shapes = [(size, window) for size in chunks for window in (windows or [2 * size] if size else [0])]
+    devices = tuple(dict.fromkeys(map(pick_device, chosen.device)))
+    if len({torch.device(device).type for device in devices}) < len(devices):
+        raise ValueError(f"device={' '.join(devices)}: one of each kind at a time")
     return Plan(
         model=chosen.model,
-        devices=tuple(map(pick_device, chosen.device)),
+        devices=devices,
         dtypes=tuple(dict.fromkeys(chosen.dtype)),
-        shapes=tuple(dict.fromkeys(shapes)),
+        shapes=tuple(
+            dict.fromkeys((size, window) for size in chunks for window in (windows or [2 * size] if size else [0]))
+        ),
         analyzers=tuple(dict.fromkeys(chosen.analyzers)),
         backends=tuple(dict.fromkeys(chosen.backend)),
         text=chosen.text,
-        tokens=25 if chosen.quick else whole_number("tokens", chosen.tokens, 1, 1000),
+        tokens=tokens,
         rounds=2 if chosen.quick else whole_number("rounds", chosen.rounds, 1),
-        seed=whole_number("seed", chosen.seed, 0),
+        seed=whole_number("seed", chosen.seed, 0, 2**63 - 1),
         watermark=not chosen.no_watermark,
+        tuned=chosen.tune,
     )
 
 
@@ -397,23 +432,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status: 1 where a variant failed or said other tokens, 130 if interrupted."""
     command = parser()
     chosen = command.parse_args(arguments)
-    _quiet()
+    record = None
     try:
         plan = plan_of(chosen)
         path = chosen.output or output_folder("data") / f"bench_{Path(plan.model).name}.csv"
         record = Record(path, chosen.resume)
-        run(plan, record, check=chosen.check, cold=chosen.cold)
+        with quiet(), tune_torch() if plan.tuned else nullcontext():
+            run(plan, record, check=chosen.check, cold=chosen.cold)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         command.error(str(error))
     except KeyboardInterrupt:
-        print(f"\nStopped; {record.unfinished.name} has {len(record.rows)} rows. The same with --resume goes on.")
+        print("\nStopped.", record.hint() if record else "")
         return 130
     table = record.table()
     print(report(table), f"\n{len(table)} rows are in {path.name}.")
-    wrong = table["error"].notna()
-    if chosen.check:
-        wrong |= (table["state"] == "check") & (table["same_tokens"] < table["tokens"])
-    return int(wrong.any())
+    other = table["same_tokens"] < table["tokens"] if "same_tokens" in table else False
+    return int((table["error"].notna() | other).any())
 
 
 if __name__ == "__main__":

@@ -37,15 +37,19 @@ def provenance(model: str, device: str = "cpu", dtype: str = "float32") -> dict[
     return origin(machine_facts(device) | {"model": model, "dtype": dtype})
 
 
-def origin(facts: Mapping[str, Any]) -> dict[str, str]:
-    """The same from a row of a record: model, dtype of T3, machine, versions, commit and date."""
-    return {
-        "model": f"{facts['model']}, T3 in {facts['dtype']}",
-        "machine": f"{facts['machine']}, {facts['cores']} cores" if facts["device"] == "cpu" else facts["machine"],
-        "versions": f"torch {facts['torch']}, transformers {facts['transformers']}",
-        "commit": facts["commit"],
-        "date": facts["date"],
-    }
+def origin(*records: Mapping[str, Any]) -> dict[str, str]:
+    """The same from rows of records, one for each machine that the figure shows."""
+    texts = [
+        {
+            "model": f"{facts['model']}, T3 in {facts['dtype']}",
+            "machine": facts["machine"] + (f", {facts['cores']} cores" if facts["device"] == "cpu" else ""),
+            "versions": f"torch {facts['torch']}, transformers {facts['transformers']}",
+            "commit": facts["commit"],
+            "date": facts["date"],
+        }
+        for facts in records
+    ]
+    return {key: " / ".join(dict.fromkeys(text[key] for text in texts)) for key in texts[0]}
 
 
 def save(figure: Figure, name: str, origin: dict[str, str]) -> Path:

@@ -129,7 +129,8 @@ def memory_in_use(device: str | torch.device) -> int:
 def read_seconds(size: int, device: str | torch.device, repeats: int = 10) -> float:
     """Seconds that this device takes to read ``size`` bytes of its memory once: the fastest of some sums over them.
 
-    No step that reads that many bytes of weights can be faster, whatever runs it (the roofline's memory bound).
+    A step that reads that many bytes of weights is not expected to be faster (the memory bound of the roofline
+    model); weights that fit into a cache are read from there, here as in the step.
     """
     buffer = torch.ones(max(1, size // 4), device=device)
     clock = StageClock(device)

@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
 from collections import Counter
@@ -27,7 +26,7 @@ from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 from transformers import DynamicCache
 
-from .attention import FORK_HEADS, Attention, remove_spies
+from .attention import FORK_HEADS, Attention, quiet, remove_spies
 from .decode import embed, sample
 from .measure import synchronize
 from .models import DTYPES, load, pick_device
@@ -217,14 +216,8 @@ def layer_costs(
         ValueError: an unknown mode, or a length or count out of range.
     """
     modes = tuple(dict.fromkeys((*modes, "off")))
-    for name, chosen, allowed in (("modes", modes, MODES), ("phases", phases, PHASES)):
-        if not set(chosen) <= set(allowed):
-            raise ValueError(f"{name}={tuple(chosen)!r}: each must be one of {', '.join(allowed)}")
-    lengths = [whole_number("lengths", length, _SHORTEST, _LONGEST) for length in sorted(set(lengths))]
-    repeats = {
-        "prefill": whole_number("prefill_repeats", prefill_repeats, 1),
-        "decode": whole_number("decode_repeats", decode_repeats, 1),
-    }
+    repeats = {"prefill": prefill_repeats, "decode": decode_repeats}
+    check_request(modes, lengths, phases, **repeats)
     warm_up = whole_number("warm_up", warm_up, 0)
     turns = [
         (phase, length, repeat, mode)
@@ -241,6 +234,19 @@ def layer_costs(
         if repeat >= 0:
             rows += [(phase, length, mode, repeat, layer, part, time) for (layer, part), time in spans.items()]
     return pd.DataFrame(rows, columns=["phase", "length", "mode", "repeat", "layer", "part", "seconds"])
+
+
+def check_request(
+    modes: Sequence[str], lengths: Sequence[int], phases: Sequence[str], prefill: int = 1, decode: int = 1
+) -> None:
+    """Raises ValueError for a mode, length, phase or number of repeats that `layer_costs` does not take."""
+    for name, chosen, allowed in (("modes", modes, MODES), ("phases", phases, PHASES)):
+        if not chosen or not set(chosen) <= set(allowed):
+            raise ValueError(f"{name}={tuple(chosen)!r}: each must be one of {', '.join(allowed)}")
+    for length in lengths:
+        whole_number("lengths", length, _SHORTEST, _LONGEST)
+    whole_number("prefill_repeats", prefill, 1)
+    whole_number("decode_repeats", decode, 1)
 
 
 def summary(profile: pd.DataFrame) -> pd.DataFrame:
@@ -262,9 +268,15 @@ def summary(profile: pd.DataFrame) -> pd.DataFrame:
 
 
 def steps(costs: pd.DataFrame, part: str = "step", value: str = "ratio") -> pd.DataFrame:
-    """One part of the whole model out of a `summary`: rows are phase and length, columns the modes."""
+    """One part of the whole model out of a `summary`: rows are phase and length, columns ``bare`` and `MODES`.
+
+    What was not measured is missing (nan).
+    """
     whole = costs[(costs["layer"] == WHOLE) & (costs["part"] == part)]
-    return whole.pivot_table(index=["phase", "length"], columns="mode", values=value, sort=False)
+    table = whole.pivot_table(index=["phase", "length"], columns="mode", values=value)
+    return table.reindex([phase for phase in PHASES if phase in set(whole["phase"])], level="phase").reindex(
+        columns=["bare", *MODES]
+    )
 
 
 def overhead(costs: pd.DataFrame) -> pd.Series:
@@ -276,10 +288,9 @@ def launches(step: Step, mode: str, repeats: int = 3) -> dict[str, Any]:
     """What one step asks of the device, counted by PyTorch's profiler.
 
     Returns:
-        ``operators`` (ATen operators that no other calls), ``kernels`` (launches on a GPU), ``copies`` between host
-        and GPU, ``busy`` (seconds that the GPU computed), ``wall`` (median seconds of a step without profiler),
-        ``busy_share`` of them (well below 1: launch-bound), ``sdpa`` (the attention kernels that ran) and
-        ``mask_bytes`` (of the 4-D mask that the layers were given). What only a GPU has is missing elsewhere.
+        ``wall`` (median seconds of a step without the profiler), ``mask_bytes`` (held by the 4-D mask that the layers
+        were given, 0 without one), and what `counted` finds; ``busy_share`` is ``busy / wall``, well below 1 where a
+        step waits for launches. What only a GPU has is missing elsewhere.
     """
     wall = median([step.seconds(mode, layers=False)[WHOLE, "step"] for _ in range(repeats + 1)][1:])
     cuda = torch.device(step.t3.device).type == "cuda"
@@ -287,25 +298,30 @@ def launches(step: Step, mode: str, repeats: int = 3) -> dict[str, Any]:
     with step.ready(mode) as run, _masks(step.t3.tfmr) as masks, profile(activities=activities) as profiler:
         run(lambda part: None)
         synchronize(step.t3.device)
-    events = profiler.events()
-    operators = [e.name for e in events if e.device_type == DeviceType.CPU and e.name.startswith("aten::")]
-    counts: dict[str, Any] = {
-        "phase": step.phase,
-        "length": step.length,
-        "mode": mode,
-        "operators": sum(e.name.startswith("aten::") and not e.cpu_children for e in events),
-        "sdpa": ", ".join(sorted({kernel for name in operators if (kernel := sdpa_kernel(name))})) or "none (manual)",
-        "mask_bytes": max(masks),
-        "wall": wall,
-    }
+    found = {"phase": step.phase, "length": step.length, "mode": mode} | counted(profiler.events())
     if cuda:
-        device = [e for e in events if e.device_type == DeviceType.CUDA]
-        copied = [e for e in device if e.name.startswith(("Memcpy", "Memset"))]
-        counts["kernels"] = len(device) - len(copied)
-        counts["copies"] = len([e for e in copied if "HtoD" in e.name or "DtoH" in e.name])
-        counts["busy"] = sum(e.time_range.elapsed_us() for e in device) / 1e6
-        counts["busy_share"] = counts["busy"] / wall
-    return counts
+        found["busy_share"] = found["busy"] / wall
+    return found | {"mask_bytes": max(masks), "wall": wall}
+
+
+def counted(events: Sequence[Any]) -> dict[str, Any]:
+    """Operators, kernels and copies among the events of PyTorch's profiler.
+
+    Returns:
+        ``operators`` (of ATen, that call no other), ``sdpa`` (the attention kernels that ran); where there are events
+        of a GPU also ``kernels`` launched, ``copies`` between host and GPU, ``busy`` seconds that it worked.
+    """
+    operators = [event for event in events if event.device_type == DeviceType.CPU and event.name.startswith("aten::")]
+    leaves = [event for event in operators if not any(c.name.startswith("aten::") for c in event.cpu_children)]
+    sdpa = sorted({kernel for event in operators if (kernel := sdpa_kernel(event.name))})
+    found: dict[str, Any] = {"operators": len(leaves), "sdpa": ", ".join(sdpa) or "none (manual)"}
+    device = [event for event in events if event.device_type == DeviceType.CUDA]
+    if device:
+        moved = [event for event in device if event.name.startswith(("Memcpy", "Memset"))]
+        found["kernels"] = len(device) - len(moved)
+        found["copies"] = sum("HtoD" in event.name or "DtoH" in event.name for event in moved)
+        found["busy"] = sum(event.time_range.elapsed_us() for event in device) / 1e6
+    return found
 
 
 def attention_work(phase: str, length: int, width: int) -> int:
@@ -342,7 +358,7 @@ def _masks(tfmr: torch.nn.Module) -> Iterator[list[int]]:
 
     def look(module: Any, inputs: Any, kwargs: dict[str, Any]) -> None:
         mask = kwargs.get("attention_mask")
-        found.append(0 if mask is None else mask.numel() * mask.element_size())
+        found.append(0 if mask is None else mask.untyped_storage().nbytes())
 
     handle = tfmr.layers[0].register_forward_pre_hook(look, with_kwargs=True)
     try:
@@ -375,36 +391,52 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """The command line; returns the exit status, 130 if interrupted."""
     command = parser()
     chosen = command.parse_args(arguments)
-    logging.getLogger("transformers").setLevel(logging.ERROR)  # the warnings are notebook 01's subject
-    repeats = {"prefill_repeats": chosen.prefill_repeats, "decode_repeats": chosen.decode_repeats}
+    repeats = {"prefill": chosen.prefill_repeats, "decode": chosen.decode_repeats}
+    record = None
     try:
+        check_request(chosen.modes, chosen.lengths, chosen.phases, **repeats)
         device = pick_device(chosen.device)
         name = f"{Path(chosen.model).name}_{torch.device(device).type}_{chosen.dtype}.csv"
         path = chosen.output or output_folder("data") / f"layers_{name}"
         record = Record(path, chosen.resume)
-        tts = load(chosen.model, device=device, dtype=chosen.dtype, watermark=False)
-        facts = machine_facts(device)
-        facts |= {"model": Path(chosen.model).name, "dtype": chosen.dtype, "width": tts.t3.dim}
-        record.check(facts)
-        for length in sorted(set(chosen.lengths) - {row["length"] for row in record.rows}):
-            costs = summary(layer_costs(tts.t3, chosen.modes, [length], phases=chosen.phases, **repeats)).round(9)
-            record.add(costs.assign(**facts).to_dict("records"))
-        wanted = [(phase, mode) for phase in chosen.phases for mode in chosen.modes]
-        asked = [launches(Step(tts.t3, phase, chosen.lengths[0]), mode) for phase, mode in wanted]
+        with quiet():
+            _record(chosen, device, record)
     except (ValueError, FileNotFoundError) as error:
         command.error(str(error))
     except KeyboardInterrupt:
-        print(f"\nStopped after {len({row['length'] for row in record.rows})} lengths; --resume goes on.")
+        print("\nStopped.", record.hint() if record else "")
         return 130
-    with written_whole(path.with_name(f"launches_{path.name.removeprefix('layers_')}")) as part:
-        pd.DataFrame(asked).assign(**facts).to_csv(part, index=False, float_format="%.6g")
-    record.finish()
-    costs = record.table()
+    costs, asked = record.table(), pd.read_csv(_launches_path(path))
     print("Milliseconds a step (medians):", (steps(costs, value="seconds") * 1e3).round(2).to_string(), sep="\n")
     print("\nRatio to off:", steps(costs).drop(columns="bare").round(3).to_string(), sep="\n")
-    print("\nWhat a step asks of the device:", pd.DataFrame(asked).round(4).to_string(index=False), sep="\n")
+    asked = asked[[name for name in asked if name not in (*machine_facts(), "model", "dtype", "width")]]
+    print("\nWhat a step asks of the device:", asked.round(4).to_string(index=False), sep="\n")
     print(f"\nThe profiler's own overhead: {overhead(costs).median():+.1%} of a step. Written to {path.name}.")
     return 0
+
+
+def _record(chosen: argparse.Namespace, device: str, record: Record) -> None:
+    """Measures length by length; a length is done if all that is asked of it is there."""
+    t3 = load(chosen.model, device=device, dtype=chosen.dtype, watermark=False).t3
+    facts = machine_facts(device) | {"model": Path(chosen.model).name, "dtype": chosen.dtype, "width": t3.dim}
+    record.check(facts)
+    wanted = {(phase, mode) for phase in chosen.phases for mode in (*chosen.modes, "bare")}
+    for length in sorted(set(chosen.lengths)):
+        if wanted <= {(row["phase"], row["mode"]) for row in record.rows if row["length"] == length}:
+            continue
+        record.rows = [row for row in record.rows if row["length"] != length]
+        repeats = {"prefill_repeats": chosen.prefill_repeats, "decode_repeats": chosen.decode_repeats}
+        costs = summary(layer_costs(t3, chosen.modes, [length], phases=chosen.phases, **repeats)).round(9)
+        record.add(costs.assign(**facts).to_dict("records"))
+    asked = [(phase, mode) for phase in chosen.phases for mode in chosen.modes]
+    table = pd.DataFrame([launches(Step(t3, phase, chosen.lengths[0]), mode) for phase, mode in asked])
+    with written_whole(_launches_path(record.path)) as part:
+        table.assign(**facts).to_csv(part, index=False, float_format="%.6g")
+    record.finish()
+
+
+def _launches_path(path: Path) -> Path:
+    return path.with_name(f"launches_{path.name.removeprefix('layers_')}")
 
 
 if __name__ == "__main__":

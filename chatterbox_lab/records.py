@@ -31,6 +31,7 @@ def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
         "system": platform.system(),
         "python": platform.python_version(),
+        "cuda": torch.version.cuda or "none",
     }
     facts.update({name: _version(name) for name in RECORDED_PACKAGES})
     facts["commit"] = commit()
@@ -135,6 +136,12 @@ class Record:
         with written_whole(self.unfinished) as part:
             self.table().to_csv(part, index=False)
 
+    def hint(self) -> str:
+        """How an interrupted measurement goes on."""
+        if not self.unfinished.exists():
+            return "Nothing was measured yet."
+        return f"{self.unfinished.name} has {len(self.rows)} rows; the same command with --resume goes on."
+
     def table(self) -> pd.DataFrame:
         """All rows so far."""
         return pd.DataFrame(self.rows)
@@ -165,17 +172,27 @@ def recorded(kind: str) -> pd.DataFrame:
 
     Raises FileNotFoundError if there is none.
     """
-    names = sorted(file.stem for file in (REPOSITORY / "data").glob(f"{kind}_*.csv") if "." not in file.stem)
+    files = sorted((REPOSITORY / "data").glob(f"{kind}_*.csv"))
+    names = [file.stem for file in files if not file.stem.endswith(".unfinished")]
     if not names:
         raise FileNotFoundError(f"no recorded measurement {kind}_*.csv in data/")
-    table = pd.concat([load_results(name) for name in names], ignore_index=True)
-    return table.assign(record=[described(facts) for facts in table.to_dict("records")])
+    table = pd.concat([load_results(name).assign(file=name) for name in names], ignore_index=True)
+    table["record"] = [described(facts) for facts in table.to_dict("records")]
+    several = table.groupby("record")["file"].transform("nunique") > 1  # the same machine, measured twice
+    table.loc[several, "record"] += " (" + table["file"] + ")"
+    return table
 
 
 def described(facts: Mapping[str, Any]) -> str:
     """A machine and what ran on it in one line, from the columns that a record carries."""
-    cores = f", {facts['cores']} cores" if facts["device"] == "cpu" else ""
-    return f"{facts['machine']}{cores}, {facts['model']}, {facts['dtype']}"
+    parts = [facts["machine"], facts["model"], facts["dtype"]]
+    if facts["device"] == "cpu":
+        parts.insert(1, f"{facts['cores']} cores")
+    if facts.get("watermark") is False:
+        parts.append("no watermark")
+    if facts.get("tuned") is True:
+        parts.append("tuned")
+    return ", ".join(parts)
 
 
 Finding = tuple[str, bool | str, str]

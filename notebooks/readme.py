@@ -26,9 +26,14 @@ def streams_table(name: str = "01_streams_tiny_cpu") -> str:
     )
 
 
+def full_size(kind: str) -> pd.DataFrame:
+    """The records of Chatterbox's own sizes."""
+    return recorded(kind).query("model != 'tiny'")
+
+
 def sizes_table() -> str:
     """Every recorded machine of the benchmark, by chunk size."""
-    tables = {name: bench.by_shape(runs) for name, runs in recorded("bench").groupby("record", sort=False)}
+    tables = {name: bench.by_shape(runs) for name, runs in full_size("bench").groupby("record", sort=False)}
     table = pd.concat(tables, names=["machine"]).drop(columns=["peak memory (GiB)", "watermark (RTF)"]).round(2)
     table = table.reset_index().rename(columns={"chunk_size": "chunk", "context_window": "context"})
     table["chunk"] = table["chunk"].astype(str).replace("0", "whole")
@@ -37,9 +42,9 @@ def sizes_table() -> str:
 
 def price_table(length: int = 256) -> str:
     """A step in every mode over one in ``off``, for every machine that the profiler was recorded on."""
-    tables = {name: profiler.steps(costs) for name, costs in recorded("layers").groupby("record", sort=False)}
-    table = pd.concat(tables, names=["machine"]).xs(length, level="length")[list(profiler.MODES)]
-    return table.round(2).reset_index().to_markdown(index=False)
+    tables = {name: profiler.steps(costs) for name, costs in full_size("layers").groupby("record", sort=False)}
+    table = pd.concat(tables, names=["machine"])[list(profiler.MODES)].reset_index().query("length == @length")
+    return table.drop(columns="length").round(2).to_markdown(index=False)
 
 
 END = "<!-- end -->"

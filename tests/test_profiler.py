@@ -1,11 +1,14 @@
 from __future__ import annotations
 
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pandas as pd
 import pytest
 import torch
+from torch.autograd import DeviceType
 
 from chatterbox_lab import profiler
 from chatterbox_lab.profiler import MODES, PHASES, WHOLE, Step
@@ -109,7 +112,7 @@ def test_what_a_step_asks_of_the_device(voice: Any) -> None:
         "probe": "flash (CPU)",
     }  # fmt: skip
     assert asked["off"]["mask_bytes"] == asked["probe"]["mask_bytes"] == 0
-    assert asked["stock"]["mask_bytes"] == 2 * 64 * 65 * 4  # batch, queries, keys and one more, float32
+    assert asked["stock"]["mask_bytes"] == 64 * 65 * 4  # queries, keys and one more, float32; both rows share it
     assert asked["off"]["operators"] < asked["probe"]["operators"] < asked["stock"]["operators"]
     assert hooks(voice.t3) == 0
 
@@ -161,8 +164,73 @@ def test_the_command_line_profiles(tmp_path: Path, capsys: pytest.CaptureFixture
     assert {file.name for file in output.parent.iterdir()} == {"layers.csv", "launches_layers.csv"}
 
 
-@pytest.mark.parametrize("wrong", [["--device", "cuda:99"], ["--lengths", "1"], ["--model", "x"]])
-def test_the_command_line_names_what_is_wrong(wrong: list[str], capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(SystemExit):
+def test_the_command_line_goes_on_where_it_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], voice: Any
+) -> None:
+    monkeypatch.setattr(profiler, "load", lambda *_, **__: voice)
+    output, measured = tmp_path / "layers.csv", profiler.layer_costs
+    short = ["--device", "cpu", "--lengths", "64", "65", "--prefill-repeats", "1", "--decode-repeats", "1"]
+    command = [*short, "--modes", "off", "--output", str(output)]
+
+    def interrupted(t3: Any, modes: Any, lengths: list[int], **kwargs: Any) -> pd.DataFrame:
+        if lengths == [65]:
+            raise KeyboardInterrupt
+        return measured(t3, modes, lengths, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(profiler, "layer_costs", interrupted)
+        assert profiler.main(command) == 130
+    assert "--resume goes on" in capsys.readouterr().out
+    assert not output.exists()
+    first = pd.read_csv(tmp_path / "layers.unfinished.csv")
+    assert profiler.main([*command, "--resume"]) == 0
+    both = pd.read_csv(output)
+    assert set(both["length"]) == {64, 65}
+    assert both.loc[both["length"] == 64, "seconds"].tolist() == first["seconds"].tolist()
+    assert profiler.main([*command, "--modes", "off", "probe", "--resume"]) == 0  # more is asked of the same lengths
+    assert set(pd.read_csv(output)["mode"]) == {"off", "probe", "bare"}
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        (["--device", "cuda:99"], "device='cuda:99': not available here"),
+        (["--lengths", "64", "5000"], "lengths=5000: must be a whole number, at least 64 and at most 4096"),
+        (["--decode-repeats", "0"], "decode_repeats=0: must be"),
+        (["--modes", "fast"], "argument --modes: invalid choice: 'fast'"),
+    ],
+)
+def test_the_command_line_names_what_is_wrong_before_it_loads(
+    wrong: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(profiler, "load", None)
+    with pytest.raises(SystemExit) as exit_:
         profiler.main(wrong)
-    assert wrong[1] in capsys.readouterr().err
+    assert exit_.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+@dataclass
+class Event:
+    """As much of a profiler's event as is counted."""
+
+    name: str
+    device_type: DeviceType = DeviceType.CPU
+    cpu_children: list[Event] = field(default_factory=list)
+    microseconds: float = 0.0
+
+    @property
+    def time_range(self) -> Any:
+        return SimpleNamespace(elapsed_us=lambda: self.microseconds)
+
+
+def test_events_of_a_gpu_are_counted() -> None:
+    """A trace as Kineto gives it: launches are children of the operators, kernels and copies are the device's own."""
+    launch = Event("cudaLaunchKernel")
+    matmul, flash = Event("aten::mm", cpu_children=[launch]), Event("aten::_scaled_dot_product_flash_attention")
+    nested = [Event("aten::linear", cpu_children=[matmul]), matmul, launch]
+    kernels = [Event(name, DeviceType.CUDA, microseconds=20) for name in ("sgemm", "flash_fwd_kernel")]
+    copies = ("Memcpy DtoH (Device -> Pageable)", "Memcpy DtoD (Device -> Device)", "Memset (Device)")
+    moved = [Event(name, DeviceType.CUDA, microseconds=1) for name in copies]
+    found = profiler.counted([*nested, flash, *kernels, *moved])
+    assert found == {"operators": 2, "sdpa": "flash", "kernels": 2, "copies": 1, "busy": pytest.approx(43e-6)}

@@ -83,3 +83,27 @@ def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     kept = pd.read_csv(tmp_path / "data" / "00_verdicts.csv")
     assert kept["verdict"].tolist() == table["verdict"].tolist()
     assert set(kept["notebook"]) == {"00_test"}
+
+
+def test_records_of_one_kind_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    (tmp_path / "data").mkdir()
+    facts = FACTS | {"cores": 2, "model": "random", "dtype": "float32", "commit": "0012345"}
+    for name, more in {
+        "cpu": {},
+        "gpu_2.6": {"machine": "GPU", "device": "cuda"},
+        "gpu_2.11": {"machine": "GPU", "device": "cuda"},
+        "plain": {"watermark": False},
+        "cpu.unfinished": {"machine": "half"},
+    }.items():
+        pd.DataFrame([{"rtf": 1.0} | facts | more]).to_csv(tmp_path / "data" / f"bench_{name}.csv", index=False)
+    found = records.recorded("bench").set_index("file")
+    assert found["record"].to_dict() == {
+        "bench_cpu": "here, 2 cores, random, float32",
+        "bench_gpu_2.11": "GPU, random, float32 (bench_gpu_2.11)",
+        "bench_gpu_2.6": "GPU, random, float32 (bench_gpu_2.6)",
+        "bench_plain": "here, 2 cores, random, float32, no watermark",
+    }
+    assert set(found["commit"]) == {"0012345"}
+    with pytest.raises(FileNotFoundError, match=r"layers_\*\.csv"):
+        records.recorded("layers")
