@@ -10,7 +10,10 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .records import machine_facts, output_folder, written_whole
 
@@ -109,6 +112,34 @@ def layer_heat_map(costs: pd.DataFrame, length: int, part: str = "attention") ->
         ax.tick_params(axis="y", rotation=0)
     axes[-1].set_xlabel("layer of T3")
     return figure
+
+
+def over_length(
+    ax: Axes, values: pd.DataFrame, low: pd.DataFrame | None = None, high: pd.DataFrame | None = None
+) -> None:
+    """Draws values against sequence length, a line a mode, on a logarithmic axis with a tick for each length.
+
+    Args:
+        ax: where to draw.
+        values: from `profiler.steps`, of one phase: lengths down, modes across.
+        low: the same shape: the lower ends of error bars.
+        high: their upper ends.
+    """
+    for mode in (mode for mode in MODE_STYLES if mode in values and values[mode].notna().any()):
+        error = None if low is None else [values[mode] - low[mode], high[mode] - values[mode]]
+        style = {"label": mode, "capsize": 2, "elinewidth": 0.8} | MODE_STYLES[mode]
+        ax.errorbar(values.index, values[mode], error, **style)
+    ax.set(xscale="log", xlabel="sequence length (positions)")
+    ax.set_xticks(values.index, values.index)
+    ax.xaxis.set_minor_locator(NullLocator())
+
+
+def log_scale(axis: Axis) -> None:
+    """A logarithmic axis with plain numbers at 1, 2 and 5."""
+    axis.axes.set(**{f"{axis.axis_name}scale": "log"})
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axis.set_minor_locator(NullLocator())
 
 
 PART_COLORS = {"attention": "#0b6fa4", "mlp": "#c58b00", "rest": "0.35", "model": "0.6", "sampling": "0.85"}

@@ -195,7 +195,7 @@ def described(facts: Mapping[str, Any]) -> str:
     return ", ".join(parts)
 
 
-Finding = tuple[str, bool | str, str]
+Finding = tuple[str, bool | str, str] | tuple[str, bool | str, str, str]
 
 
 def conclude(notebook: str, findings: Sequence[Finding], facts: dict[str, Any]) -> pd.DataFrame:
@@ -203,17 +203,23 @@ def conclude(notebook: str, findings: Sequence[Finding], facts: dict[str, Any]) 
 
     Args:
         notebook: its file's name without the ending.
-        findings: claim, whether it holds (or in words why that is not known) and the evidence; computed, never typed.
+        findings: claim, whether it holds (or in words why that is not known), the evidence, and on which machine if
+            that is not the one at hand; computed, never typed.
         facts: of the machine.
 
     Returns:
-        One row a claim: ``claim``, ``verdict``, ``evidence``, ``notebook``.
+        One row a claim: ``claim``, ``verdict``, ``evidence``, ``on``, ``notebook``.
     """
     words = {True: "reproduced", False: "not reproduced"}
-    rows = [(claim, holds if isinstance(holds, str) else words[bool(holds)], text) for claim, holds, text in findings]
-    table = pd.DataFrame(rows, columns=["claim", "verdict", "evidence"]).assign(notebook=notebook)
+    rows = [
+        (claim, holds if isinstance(holds, str) else words[bool(holds)], evidence, *(where or [""]))
+        for claim, holds, evidence, *where in findings
+    ]
+    table = pd.DataFrame(rows, columns=["claim", "verdict", "evidence", "on"]).assign(notebook=notebook)
     save_results(table, f"{notebook[:2]}_verdicts", facts)
     widths = table["claim"].str.len().max(), table["verdict"].str.len().max()
-    for row in table.itertuples():
-        print(f"{row.claim:<{widths[0]}}  {row.verdict:<{widths[1]}}  {row.evidence}")
+    for machine, group in table.groupby("on", sort=False):
+        print(f"on {machine}:" if machine else "", end="\n" if machine else "")
+        for row in group.itertuples():
+            print(f"{row.claim:<{widths[0]}}  {row.verdict:<{widths[1]}}  {row.evidence}")
     return table

@@ -40,11 +40,11 @@ def sizes_table() -> str:
     return table.to_markdown(index=False)
 
 
-def price_table(length: int = 256) -> str:
+def price_table() -> str:
     """A step in every mode over one in ``off``, for every machine that the profiler was recorded on."""
     tables = {name: profiler.steps(costs) for name, costs in full_size("layers").groupby("record", sort=False)}
-    table = pd.concat(tables, names=["machine"])[list(profiler.MODES)].reset_index().query("length == @length")
-    return table.drop(columns="length").round(2).to_markdown(index=False)
+    table = pd.concat(tables, names=["machine"])[list(profiler.MODES)].reset_index()
+    return table.round(2).to_markdown(index=False)
 
 
 END = "<!-- end -->"

@@ -76,10 +76,10 @@ def test_a_record_mixes_no_machines(tmp_path: Path) -> None:
 
 def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     later = "not measured on a GPU yet"
-    findings = [("it is fast", True, "0.5"), ("it is free", False, "7"), ("it is green", later, "")]
+    findings = [("it is fast", True, "0.5"), ("it is free", False, "7"), ("it is green", later, "so", "a GPU")]
     table = records.conclude("00_test", findings, {"machine": "here"})
     assert table["verdict"].tolist() == ["reproduced", "not reproduced", later]
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["0.5", "7", "yet"]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["0.5", "7", "GPU:", "so"]
     kept = pd.read_csv(tmp_path / "data" / "00_verdicts.csv")
     assert kept["verdict"].tolist() == table["verdict"].tolist()
     assert set(kept["notebook"]) == {"00_test"}
