@@ -219,7 +219,8 @@ def conclude(notebook: str, findings: Sequence[Finding], facts: dict[str, Any]) 
     save_results(table, f"{notebook[:2]}_verdicts", facts)
     widths = table["claim"].str.len().max(), table["verdict"].str.len().max()
     for machine, group in table.groupby("on", sort=False):
-        print(f"on {machine}:" if machine else "", end="\n" if machine else "")
+        if table["on"].any():
+            print(f"on {machine}:" if machine else "in general:")
         for row in group.itertuples():
             print(f"{row.claim:<{widths[0]}}  {row.verdict:<{widths[1]}}  {row.evidence}")
     return table

@@ -79,7 +79,9 @@ def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     findings = [("it is fast", True, "0.5"), ("it is free", False, "7"), ("it is green", later, "so", "a GPU")]
     table = records.conclude("00_test", findings, {"machine": "here"})
     assert table["verdict"].tolist() == ["reproduced", "not reproduced", later]
-    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == ["0.5", "7", "GPU:", "so"]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == [
+        "general:", "0.5", "7", "GPU:", "so",
+    ]  # fmt: skip
     kept = pd.read_csv(tmp_path / "data" / "00_verdicts.csv")
     assert kept["verdict"].tolist() == table["verdict"].tolist()
     assert set(kept["notebook"]) == {"00_test"}
