@@ -297,7 +297,11 @@ def launches(step: Step, mode: str, repeats: int = 3) -> dict[str, Any]:
     wall = median([step.seconds(mode, layers=False)[WHOLE, "step"] for _ in range(repeats + 1)][1:])
     cuda = torch.device(step.t3.device).type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
-    with step.ready(mode) as run, _masks(step.t3.tfmr) as masks, profile(activities=activities) as profiler:
+    with (
+        step.ready(mode) as run,
+        _masks(step.t3.tfmr) as masks,
+        profile(activities=activities, acc_events=True) as profiler,
+    ):
         run(lambda part: None)
         synchronize(step.t3.device)
     found = {"phase": step.phase, "length": step.length, "mode": mode} | counted(profiler.events())

@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import os
 import signal
-import site
 import subprocess
 import sys
 import time
@@ -292,8 +291,9 @@ HIDDEN += ("notebook", "matplotlib", "seaborn", "tabulate")
 def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed packages without the watermarker, Jupyter and what draws."""
     folder = tmp_path_factory.mktemp("packages")
-    for path in site.getsitepackages():
-        for entry in Path(path).iterdir():
+    places = {Path(path) for path in sys.path if any((Path(path) / name).is_dir() for name in ("torch", "chatterbox"))}
+    for place in places:
+        for entry in place.iterdir():
             if not entry.name.startswith(HIDDEN) and entry.suffix != ".pth":
                 (folder / entry.name).symlink_to(entry)
     return folder
