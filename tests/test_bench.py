@@ -291,10 +291,11 @@ HIDDEN += ("notebook", "matplotlib", "seaborn", "tabulate")
 def bare_packages(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The installed packages without the watermarker, Jupyter and what draws."""
     folder = tmp_path_factory.mktemp("packages")
-    places = {Path(path) for path in sys.path if any((Path(path) / name).is_dir() for name in ("torch", "chatterbox"))}
+    places = [Path(path) for path in sys.path if any((Path(path) / name).is_dir() for name in ("torch", "chatterbox"))]
     for place in places:
         for entry in place.iterdir():
-            if not entry.name.startswith(HIDDEN) and entry.suffix != ".pth":
+            hidden = entry.name.startswith(HIDDEN) or entry.suffix == ".pth"
+            if not hidden and not (folder / entry.name).exists():  # as for Python, the first place wins
                 (folder / entry.name).symlink_to(entry)
     return folder
 
