@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import traceback
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
@@ -22,6 +22,7 @@ import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
+from transformers import DynamicCache
 
 from .patching import attribute
 
@@ -49,24 +50,25 @@ class Attention:
         self.tfmr, self.mode, self.text, self.heads = tfmr, mode, text, heads
         self.rows: torch.Tensor | None = None
         """Attention to the text (rows, text tokens), float32, of the last forward's speech positions, batch row 0."""
+        self.cache = DynamicCache()
         self._found: dict[int, torch.Tensor] = {}
         if mode != "off":
-            _check_heads(tfmr, heads)
+            check_heads(tfmr, heads)
 
     @torch.inference_mode()
-    def __call__(self, embeds: torch.Tensor, cache: Any) -> torch.Tensor:
+    def __call__(self, embeds: torch.Tensor, cache: Any = None) -> torch.Tensor:
         """Hidden states (B, T, C) of ``embeds`` (B, T, C) after what ``cache`` (a transformers Cache) holds.
 
-        T is 1, or the whole prefill with an empty cache.
+        T is 1, or the whole prefill with an empty cache. None is the cache of this object, empty at first.
         """
+        cache = self.cache if cache is None else cache
         self._found.clear()
         with without_spies(self.tfmr), self._reading():
             output = self.tfmr(
                 inputs_embeds=embeds, past_key_values=cache, use_cache=True, output_attentions=self.mode == "stock"
             )
         if self._found:
-            rows = [self._found[layer] if head is None else self._found[layer][head] for layer, head in self.heads]
-            self.rows = torch.stack([row.mean(0) if row.dim() == 3 else row for row in rows]).mean(0)
+            self.rows = averaged_rows(self._found, self.heads)
         return output.last_hidden_state
 
     @contextmanager
@@ -89,16 +91,38 @@ class Attention:
         self._found[index] = attention[:, first:, start:end].float()
 
     def _from_query(self, index: int, query: torch.Tensor, key: torch.Tensor, scale: float | None) -> None:
-        start, end = self.text
-        queries, keys = query.shape[-2], key.shape[-2]
-        first = _first_speech_row(queries, keys, end)
-        query, key = query[0, :, first:], key[0]  # (H, rows, D), (KV heads, keys, D)
-        key = key.repeat_interleave(len(query) // len(key), dim=0)
-        scores = query @ key.mT * (scale or query.shape[-1] ** -0.5)
-        position = torch.arange(keys - queries + first, keys, device=key.device)
-        future = torch.arange(keys, device=key.device) > position[:, None]
-        weights = scores.float().masked_fill(future, -torch.inf).softmax(-1)
-        self._found[index] = weights[..., start:end]
+        self._found[index] = alignment_rows(query, key, self.text, scale)
+
+
+def alignment_rows(
+    query: torch.Tensor, key: torch.Tensor, text: tuple[int, int], scale: float | None = None
+) -> torch.Tensor:
+    """How each head of batch row 0 attends to the text from every speech position of a call.
+
+    Args:
+        query: (B, H, T, D), of the last T positions.
+        key: (B, KV heads, keys, D), of all positions.
+        text: the half-open range of the text tokens' positions.
+        scale: of the scores; None is SDPA's own.
+
+    Returns:
+        (H, rows, text tokens), float32, as manual attention has them.
+    """
+    start, end = text
+    queries, keys = query.shape[-2], key.shape[-2]
+    first = _first_speech_row(queries, keys, end)
+    query, key = query[0, :, first:], key[0]
+    key = key.repeat_interleave(len(query) // len(key), dim=0)
+    scores = query @ key.mT * (scale or query.shape[-1] ** -0.5)
+    position = torch.arange(keys - queries + first, keys, device=key.device)
+    future = torch.arange(keys, device=key.device) > position[:, None]
+    return scores.float().masked_fill(future, -torch.inf).softmax(-1)[..., start:end]
+
+
+def averaged_rows(found: Mapping[int, torch.Tensor], heads: Heads) -> torch.Tensor:
+    """The mean (rows, text tokens) over (layer, head) pairs of what layers' heads attend to, (H, rows, text tokens)."""
+    rows = [found[layer].mean(0) if head is None else found[layer][head] for layer, head in heads]
+    return torch.stack(rows).mean(0)
 
 
 def _first_speech_row(queries: int, keys: int, text_end: int) -> int:
@@ -106,7 +130,8 @@ def _first_speech_row(queries: int, keys: int, text_end: int) -> int:
     return max(0, text_end - (keys - queries))
 
 
-def _check_heads(tfmr: torch.nn.Module, heads: Heads) -> None:
+def check_heads(tfmr: torch.nn.Module, heads: Heads) -> None:
+    """Raises ValueError for a layer or head that the model does not have."""
     layers, count = len(tfmr.layers), tfmr.config.num_attention_heads
     for layer, head in heads:
         if not 0 <= layer < layers or not (head is None or 0 <= head < count):

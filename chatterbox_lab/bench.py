@@ -28,7 +28,7 @@ from .decode import step_bytes
 from .measure import Measured, StreamMetrics, read_seconds, tune_torch
 from .models import DTYPES, MODELS, load, pick_device
 from .records import Record, machine_facts, output_folder
-from .settings import ANALYZERS, BACKENDS, StreamSettings, whole_number
+from .settings import ANALYZERS, BACKENDS, READ_BESIDE, StreamSettings, whole_number
 from .stream import encode_text, generate_stream, speech_tokens
 from .upstream import upstream_stream, upstream_tokens, upstream_whole
 
@@ -66,8 +66,9 @@ def streams(
 def _ours(analyzers: Sequence[str], backends: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
     for backend in backends:
         for analyzer in analyzers:
-            name = f"ours, {analyzer}" + (f", {backend}" if backend != "hf" else "")
-            yield name, {"analyzer": analyzer, "backend": backend}
+            if backend == "hf" or analyzer in READ_BESIDE:
+                name = f"ours, {analyzer}" + (f", {backend}" if backend != "hf" else "")
+                yield name, {"analyzer": analyzer, "backend": backend}
 
 
 def runs(
@@ -236,7 +237,7 @@ class Plan:
 
     def total(self) -> int:
         """Runs in all, warm-up included."""
-        variants = 1 + len(self.analyzers) * len(self.backends)
+        variants = 1 + len(list(_ours(self.analyzers, self.backends)))
         return len(self.devices) * len(self.dtypes) * len(self.shapes) * variants * (self.rounds + 1)
 
 

@@ -7,12 +7,12 @@ from collections.abc import Generator
 import torch
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from transformers import DynamicCache
 from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from .alignment import AlignmentTracker, guard_logits
 from .attention import FORK_HEADS, Attention, Heads
 from .settings import StreamSettings
+from .static import StaticT3
 
 TOP_P = 0.8  # both fixed in chatterbox-streaming (tts.py, inference_stream)
 REPETITION_PENALTY = 2.0
@@ -44,13 +44,12 @@ def decode(
         One token at a time, int64 (1,), on T3's device; never the stop token or another start token.
     """
     embeds, text = prompt(t3, cond, text_tokens)
-    attend = Attention(t3.tfmr, settings.analyzer, text, heads)
+    attend = _transformer(t3, settings, text, embeds.shape[1] + max_new_tokens, heads)
     tracker = AlignmentTracker(text_tokens.shape[1]) if settings.guard else None
     start, stop = t3.hp.start_speech_token, t3.hp.stop_speech_token
     history = torch.tensor([[start]], device=t3.device)
-    cache = DynamicCache()
     for step in range(max_new_tokens):
-        logits = t3.speech_head(attend(embeds, cache)[:, -1])
+        logits = t3.speech_head(attend(embeds)[:, -1])
         if tracker is not None:
             alignment = tracker.update(attend.rows)
             if not settings.ignore_eos:
@@ -63,6 +62,14 @@ def decode(
             yield token[0]
         history = torch.cat([history, token], dim=1)
         embeds = embed(t3, token, step + 1)
+
+
+def _transformer(
+    t3: T3, settings: StreamSettings, text: tuple[int, int], capacity: int, heads: Heads
+) -> Attention | StaticT3:
+    if settings.backend == "static":
+        return StaticT3(t3.tfmr, settings.analyzer, text, capacity, heads)
+    return Attention(t3.tfmr, settings.analyzer, text, heads)
 
 
 def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:

@@ -8,8 +8,10 @@ from operator import index
 from typing import Any
 
 ANALYZERS = ("stock", "layer", "off", "probe")
-BACKENDS = ("hf",)
+BACKENDS = ("hf", "static")
 SCHEDULES = ("fixed",)
+READ_BESIDE = ("off", "probe")
+"""The analyzer modes that need no attention maps, and so work with every backend."""
 
 _CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES}
 _COUNTS = {"chunk_size": 1, "context_window": 0}
@@ -35,7 +37,8 @@ class StreamSettings:
             ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
             ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
         guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
-        backend: what runs T3's decode step; ``"hf"`` is the transformers model.
+        backend: what runs T3: ``"hf"`` is the transformers model, with a cache that grows; ``"static"`` the same
+            weights by plain operations, with a cache that is there from the start (analyzer ``"off"`` or ``"probe"``).
         schedule: how chunk sizes follow one another; ``"fixed"`` repeats ``chunk_size``.
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.
@@ -69,6 +72,11 @@ class StreamSettings:
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.backend != "hf" and self.analyzer not in READ_BESIDE:
+            raise ValueError(
+                f"analyzer={self.analyzer!r} with backend={self.backend!r}: only 'hf' returns attention maps, "
+                f"choose one of {', '.join(map(repr, READ_BESIDE))}"
+            )
         if self.guard and self.analyzer == "off":
             raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
 

@@ -31,6 +31,7 @@ ORDER = [
     "models",
     "attention",
     "alignment",
+    "static",
     "decode",
     "profiler",
     "render",
