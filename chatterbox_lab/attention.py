@@ -95,7 +95,11 @@ class Attention:
 
 
 def alignment_rows(
-    query: torch.Tensor, key: torch.Tensor, text: tuple[int, int], scale: float | None = None
+    query: torch.Tensor,
+    key: torch.Tensor,
+    text: tuple[int, int],
+    scale: float | None = None,
+    position: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """How each head of batch row 0 attends to the text from every speech position of a call.
 
@@ -104,17 +108,20 @@ def alignment_rows(
         key: (B, KV heads, keys, D), of all positions.
         text: the half-open range of the text tokens' positions.
         scale: of the scores; None is SDPA's own.
+        position: places (T,) of the queries, where there are more keys than have a meaning yet; then every query has
+            a row. None is the last T of the keys.
 
     Returns:
         (H, rows, text tokens), float32, as manual attention has them.
     """
     start, end = text
     queries, keys = query.shape[-2], key.shape[-2]
-    first = _first_speech_row(queries, keys, end)
+    first = 0 if position is not None else _first_speech_row(queries, keys, end)
     query, key = query[0, :, first:], key[0]
     key = key.repeat_interleave(len(query) // len(key), dim=0)
     scores = query @ key.mT * (scale or query.shape[-1] ** -0.5)
-    position = torch.arange(keys - queries + first, keys, device=key.device)
+    if position is None:
+        position = torch.arange(keys - queries + first, keys, device=key.device)
     future = torch.arange(keys, device=key.device) > position[:, None]
     return scores.float().masked_fill(future, -torch.inf).softmax(-1)[..., start:end]
 

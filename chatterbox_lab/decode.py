@@ -2,20 +2,66 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 
 import torch
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from transformers.generation.logits_process import RepetitionPenaltyLogitsProcessor, TopPLogitsWarper
 
 from .alignment import AlignmentTracker, guard_logits
 from .attention import FORK_HEADS, Attention, Heads
+from .compiled import CompiledT3
+from .graph import GraphT3, borrowed_graph
+from .linears import head_linear, kept
+from .patching import attribute
+from .sampling import Sampling, sample
 from .settings import StreamSettings
-from .static import StaticT3
+from .static import StaticT3, token_embedding
 
-TOP_P = 0.8  # both fixed in chatterbox-streaming (tts.py, inference_stream)
-REPETITION_PENALTY = 2.0
+_AHEAD = 8
+"""Decode steps that a GPU is given before the host waits to see whether one of them was the last."""
+
+
+class EagerT3:
+    """T3 step by step, every operation launched as it comes.
+
+    Args:
+        t3: upstream's token-to-token model.
+        attend: its transformer, `Attention` or `StaticT3`, with nothing said yet.
+        how: guidance, temperature and what is left out.
+        generator: of the sampling, on T3's device; None is PyTorch's default generator.
+    """
+
+    def __init__(
+        self, t3: T3, attend: Attention | StaticT3, how: Sampling, generator: torch.Generator | None = None
+    ) -> None:
+        self.t3, self.attend, self.how, self.generator = t3, attend, how, generator
+        self.head = t3.speech_head if isinstance(attend, Attention) else head_linear(t3.speech_head)
+        self.seen = torch.zeros((1, t3.hp.speech_tokens_dict_size), dtype=torch.bool, device=t3.device)
+        self.seen[:, t3.hp.start_speech_token] = True
+        self.token: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """Attention to the text (rows, text tokens) of the positions that came last."""
+        return self.attend.rows
+
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first are the voice's."""
+        static = isinstance(self.attend, StaticT3)
+        hidden = self.attend.prefill(embeds, voice) if static else self.attend(embeds)
+        return self.head(hidden[:, -1:])[:, -1]
+
+    def step(self, position: int) -> torch.Tensor:
+        """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
+        return self.head(self.attend(embed(self.t3, self.token, position)))[:, -1]
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """One token (1, 1) sampled from the logits (2, V)."""
+        self.token = sample(logits, self.seen, self.how, self.generator)
+        self.seen.scatter_(1, self.token, True)
+        return self.token
 
 
 @torch.inference_mode()
@@ -35,7 +81,8 @@ def decode(
         t3: upstream's token-to-token model.
         cond: its conditioning, on T3's device and in its dtype.
         text_tokens: (2, S), twice the same for classifier-free guidance, with start and stop.
-        settings: temperature, guidance, analyzer, guard and ``ignore_eos`` are used.
+        settings: temperature, guidance, analyzer, guard, backend, weights and ``ignore_eos`` are used; on a GPU also
+            the chunk size, at whose end the host looks at the tokens at the latest.
         generator: of the sampling, on T3's device; None is PyTorch's default generator.
         max_new_tokens: the most tokens to sample, the stop token included.
         heads: the (layer, head) pairs from which alignment is read.
@@ -44,41 +91,84 @@ def decode(
         One token at a time, int64 (1,), on T3's device; never the stop token or another start token.
     """
     embeds, text = prompt(t3, cond, text_tokens)
-    attend = _transformer(t3, settings, text, embeds.shape[1] + max_new_tokens, heads)
     tracker = AlignmentTracker(text_tokens.shape[1]) if settings.guard else None
     start, stop = t3.hp.start_speech_token, t3.hp.stop_speech_token
-    history = torch.tensor([[start]], device=t3.device)
-    for step in range(max_new_tokens):
-        logits = t3.speech_head(attend(embeds)[:, -1])
-        if tracker is not None:
-            alignment = tracker.update(attend.rows)
-            if not settings.ignore_eos:
-                logits = guard_logits(logits.float(), alignment, stop)
-        token = sample(logits, history, settings, stop, generator)
-        code = int(token)  # waits for the device
-        if code == stop:
-            return
-        if code != start:
-            yield token[0]
-        history = torch.cat([history, token], dim=1)
-        embeds = embed(t3, token, step + 1)
+    ahead = _AHEAD if t3.device.type == "cuda" and tracker is None else 1
+    said = 0
+    with _stepper(t3, settings, text, embeds.shape[1] + max_new_tokens, heads, generator) as stepper:
+        while said < max_new_tokens:
+            tokens = []
+            for _ in range(steps_ahead(ahead, settings.chunk_size, said, max_new_tokens)):
+                logits = stepper.step(said) if said else stepper.prefill(embeds, text[0])
+                if tracker is not None:
+                    alignment = tracker.update(stepper.rows)
+                    if not settings.ignore_eos:
+                        logits = guard_logits(logits.float(), alignment, stop)
+                tokens.append(stepper.pick(logits)[0])
+                said += 1
+            for token, code in zip(tokens, torch.cat(tokens).tolist(), strict=True):  # waits for the device
+                if code == stop:
+                    return
+                if code != start:
+                    yield token
 
 
-def _transformer(
-    t3: T3, settings: StreamSettings, text: tuple[int, int], capacity: int, heads: Heads
-) -> Attention | StaticT3:
-    if settings.backend == "static":
-        return StaticT3(t3.tfmr, settings.analyzer, text, capacity, heads)
-    return Attention(t3.tfmr, settings.analyzer, text, heads)
+def steps_ahead(ahead: int, chunk_size: int, said: int, most: int) -> int:
+    """Steps to launch before the host looks at the tokens: none beyond the chunk's end or the last token allowed."""
+    return min(ahead, chunk_size - said % chunk_size, most - said)
+
+
+@contextmanager
+def _stepper(
+    t3: T3,
+    settings: StreamSettings,
+    text: tuple[int, int],
+    capacity: int,
+    heads: Heads,
+    generator: torch.Generator | None,
+) -> Iterator[EagerT3 | GraphT3]:
+    how = Sampling.of(settings, t3.hp.stop_speech_token)
+    mode, weights = settings.analyzer, settings.weights
+    if settings.backend == "graph":
+        with borrowed_graph(t3, mode, heads, capacity) as graph:
+            yield graph.begin(text, how, generator)
+        return
+    if settings.backend == "hf":
+        attend = Attention(t3.tfmr, mode, text, heads)
+    else:
+        kind = {"static": StaticT3, "compile": CompiledT3}[settings.backend]
+        attend = kind(t3.tfmr, mode, text, capacity, heads, weights)
+    yield EagerT3(t3, attend, how, generator)
+
+
+def check_backend(settings: StreamSettings, device: torch.device) -> None:
+    """Raises ValueError where the settings ask for what the device does not have."""
+    if settings.backend == "graph" and device.type != "cuda":
+        raise ValueError(
+            f"backend='graph': needs a CUDA device, the model is on {device}; choose 'static' or 'compile'"
+        )
+    if settings.weights == "int8" and device.type != "cpu":
+        raise ValueError(f"weights='int8': is for CPUs, the model is on {device}; load it with dtype='bfloat16'")
 
 
 def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
     """Input embeddings (2, T, C) of the prefill, and where in it the text tokens are."""
-    start = torch.full_like(text_tokens[:, :1], t3.hp.start_speech_token)
-    embeds, length = t3.prepare_input_embeds(t3_cond=cond, text_tokens=text_tokens, speech_tokens=start)
+    start, voice = torch.full_like(text_tokens[:, :1], t3.hp.start_speech_token), _voice(t3, cond)
+    with attribute(t3, "prepare_conditioning", lambda cond: voice):
+        embeds, length = t3.prepare_input_embeds(t3_cond=cond, text_tokens=text_tokens, speech_tokens=start)
     # Upstream feeds the start token a second time; its models were used, and its analyzer written, that way.
     embeds = torch.cat([embeds, embed(t3, start[:1], 0)], dim=1)
     return embeds, (length, length + text_tokens.shape[1])
+
+
+def _voice(t3: T3, cond: T3Cond) -> torch.Tensor:
+    """The conditioning's embeddings (1, T, C); those of the last voice are kept with the model."""
+    given = {name: value for name, value in vars(cond).items() if torch.is_tensor(value)}
+    last: list = kept(t3, "conditioning", list)
+    if not last or last[0].keys() != given.keys() or any(not torch.equal(last[0][name], given[name]) for name in given):
+        copy = {name: value.clone() for name, value in given.items()}
+        last[:] = copy, t3.prepare_conditioning(cond)
+    return last[1]
 
 
 def step_bytes(t3: T3) -> int:
@@ -89,21 +179,4 @@ def step_bytes(t3: T3) -> int:
 
 def embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
     """The embedding (2, 1, C) of one speech token for the conditional and the unconditional row."""
-    return (t3.speech_emb(token) + t3.speech_pos_emb.get_fixed_embedding(position)).expand(2, -1, -1)
-
-
-def sample(
-    logits: torch.Tensor, history: torch.Tensor, settings: StreamSettings, stop: int, generator: torch.Generator | None
-) -> torch.Tensor:
-    """One token (1, 1) from the logits (2, V) of the CFG pair, in upstream's order of operations."""
-    logits = logits[:1] + settings.cfg_weight * (logits[:1] - logits[1:])
-    if settings.ignore_eos:
-        logits[:, stop] = -torch.inf
-    greedy = settings.temperature == 0
-    if not greedy and settings.temperature != 1.0:
-        logits = logits / settings.temperature
-    logits = RepetitionPenaltyLogitsProcessor(REPETITION_PENALTY)(history, logits)
-    if greedy:
-        return logits.argmax(-1, keepdim=True)
-    probabilities = TopPLogitsWarper(TOP_P)(None, logits).softmax(-1)
-    return torch.multinomial(probabilities, num_samples=1, generator=generator)
+    return token_embedding(t3.speech_emb, t3.speech_pos_emb.emb, token, position)

@@ -389,7 +389,10 @@ class FlowCodesHead(torch.nn.Linear):
 
     def forward(self, hidden: torch.Tensor) -> torch.Tensor:
         """Logits (..., 8194) with the codes that the flow cannot take out of reach."""
-        logits = super().forward(hidden)
+        return self.reachable(super().forward(hidden))
+
+    def reachable(self, logits: torch.Tensor) -> torch.Tensor:
+        """The logits, changed in place."""
         logits[..., T3Config.stop_speech_token + 1 :] = NEVER
         logits[..., SPEECH_VOCAB_SIZE : T3Config.stop_speech_token] = NEVER
         return logits

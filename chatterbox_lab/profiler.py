@@ -28,10 +28,11 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from .attention import FORK_HEADS, Attention, quiet, remove_spies
-from .decode import embed, sample
+from .decode import embed
 from .measure import synchronize
 from .models import DTYPES, load, pick_device
 from .records import Record, machine_facts, output_folder, written_whole
+from .sampling import Sampling, sample
 from .settings import ANALYZERS, StreamSettings, whole_number
 
 os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
@@ -127,9 +128,10 @@ class Step:
         length = whole_number("length", length, _SHORTEST, _LONGEST)
         self.t3, self.phase, self.length = t3, phase, length
         self.text = (_CONDITIONING, length - 2 if phase == "prefill" else (_CONDITIONING + length) // 2)
-        self.settings = StreamSettings(ignore_eos=True)
+        self.sampling = Sampling.of(StreamSettings(ignore_eos=True), t3.hp.stop_speech_token)
         self.generator = torch.Generator(t3.device).manual_seed(seed)
-        self.history = torch.randint(0, 6561, (1, length), generator=self.generator, device=t3.device)
+        self.last = torch.randint(0, 6561, (1, 1), generator=self.generator, device=t3.device)
+        self.seen = torch.zeros((1, t3.hp.speech_tokens_dict_size), dtype=torch.bool, device=t3.device)
         shape, like = (2, length, t3.dim), t3.speech_emb.weight
         noise = torch.randn(shape, generator=self.generator, device=t3.device) * like.float().std()
         self.embeds = noise.to(like.dtype)
@@ -160,10 +162,10 @@ class Step:
     def _run(self, attend: Callable[..., torch.Tensor], cache: DynamicCache, mark: Callable[[str], None]) -> None:
         mark("start")
         decode = self.phase == "decode"
-        hidden = attend(embed(self.t3, self.history[:, -1:], 1) if decode else self.embeds, cache)
+        hidden = attend(embed(self.t3, self.last, 1) if decode else self.embeds, cache)
         mark("model")
         logits = self.t3.speech_head(hidden[:, -1])
-        token = sample(logits, self.history, self.settings, self.t3.hp.stop_speech_token, self.generator)
+        token = sample(logits, self.seen, self.sampling, self.generator)
         int(token)  # waits for the device, as decode does after every token
         mark("sampling")
 

@@ -8,12 +8,13 @@ from operator import index
 from typing import Any
 
 ANALYZERS = ("stock", "layer", "off", "probe")
-BACKENDS = ("hf", "static")
+BACKENDS = ("hf", "static", "compile", "graph")
+WEIGHTS = ("loaded", "int8")
 SCHEDULES = ("fixed",)
 READ_BESIDE = ("off", "probe")
 """The analyzer modes that need no attention maps, and so work with every backend."""
 
-_CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES}
+_CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "weights": WEIGHTS, "schedule": SCHEDULES}
 _COUNTS = {"chunk_size": 1, "context_window": 0}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
 _MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
@@ -37,8 +38,12 @@ class StreamSettings:
             ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
             ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
         guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
-        backend: what runs T3: ``"hf"`` is the transformers model, with a cache that grows; ``"static"`` the same
-            weights by plain operations, with a cache that is there from the start (analyzer ``"off"`` or ``"probe"``).
+        backend: what runs T3. ``"hf"``: the transformers model, with a cache that grows. ``"static"``: the same weights
+            by plain operations, with a cache that is there from the start. ``"compile"``: these compiled by PyTorch,
+            which takes half a minute once. ``"graph"``: these captured as CUDA graphs. All but the first take the
+            analyzers ``"off"`` and ``"probe"``.
+        weights: of T3's decode steps: ``"loaded"`` as the model has them, ``"int8"`` rounded to 8 bits (backend
+            ``"static"`` on a CPU; kept beside the model's own, and other tokens than theirs).
         schedule: how chunk sizes follow one another; ``"fixed"`` repeats ``chunk_size``.
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.
@@ -56,6 +61,7 @@ class StreamSettings:
     analyzer: str = "off"
     guard: bool = False
     backend: str = "hf"
+    weights: str = "loaded"
     schedule: str = "fixed"
     ignore_eos: bool = False
 
@@ -77,6 +83,8 @@ class StreamSettings:
                 f"analyzer={self.analyzer!r} with backend={self.backend!r}: only 'hf' returns attention maps, "
                 f"choose one of {', '.join(map(repr, READ_BESIDE))}"
             )
+        if self.weights != "loaded" and self.backend != "static":
+            raise ValueError(f"weights={self.weights!r} with backend={self.backend!r}: only 'static' has other weights")
         if self.guard and self.analyzer == "off":
             raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
 

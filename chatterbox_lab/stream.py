@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS, punc_norm
 
-from .decode import decode
+from .decode import check_backend, decode
 from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
 from .models import check_reference
 from .patching import attribute
@@ -127,6 +127,7 @@ def checked(
     if not isinstance(settings, StreamSettings):
         raise ValueError(f"settings={settings!r}: must be a StreamSettings, such as chatterbox_lab.BALANCED")
     settings = settings.replace(**overrides)
+    check_backend(settings, tts.t3.device)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, tts.t3.hp.max_speech_tokens)
     if seed is not None:
         seed = whole_number("seed", seed, 0, 2**63 - 1)

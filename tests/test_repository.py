@@ -31,12 +31,16 @@ ORDER = [
     "models",
     "attention",
     "alignment",
+    "sampling",
+    "linears",
     "static",
+    "compiled",
+    "graph",
     "decode",
-    "profiler",
     "render",
+    "stream",
 ]
-ORDER += ["stream", "upstream", "bench", "figures"]
+ORDER += ["upstream", "profiler", "bench", "figures"]
 
 
 def constraints() -> dict[str, str]:

@@ -1,0 +1,171 @@
+"""The decode step of `StaticT3` as CUDA graphs: captured once, replayed for every later token, text and seed.
+
+Launching a step's operations one by one takes a host longer than a fast GPU needs to run them. A graph is launched
+as one; all that differs between two steps (token, position, what was said, guidance, temperature, the random
+numbers) is data in buffers that stay where they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import torch
+from chatterbox.models.t3 import T3
+
+from .attention import Heads
+from .linears import head_linear, kept
+from .measure import synchronize
+from .sampling import Sampling, sample
+from .static import StaticT3, token_embedding
+
+logger = logging.getLogger("chatterbox_lab")
+Work = Callable[[], None]
+_SHORTEST = 256
+"""Positions of the smallest window; each next is twice as long, and has a graph of its own."""
+_GRAIN = 512
+
+
+class GraphT3:
+    """T3 with buffers for everything that a decode step reads and writes; takes the place of `decode.EagerT3`.
+
+    Args:
+        t3: upstream's token-to-token model; only its parts are kept.
+        mode: ``off`` or ``probe``.
+        heads: where the alignment is read.
+        capacity: positions that fit, prefill included.
+        record: turns work that may be run again and again into what runs it; a CUDA graph, unless in a test.
+    """
+
+    def __init__(
+        self, t3: T3, mode: str, heads: Heads, capacity: int, record: Callable[..., Work] | None = None
+    ) -> None:
+        self.attend = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads)
+        self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
+        self.start, self.capacity, self.record = t3.hp.start_speech_token, capacity, record or captured
+        device, width = t3.device, t3.hp.speech_tokens_dict_size
+        whole = {"dtype": torch.long, "device": device}
+        self.token, self.position = torch.zeros((1, 1), **whole), torch.zeros(1, **whole)
+        self.spoken = torch.zeros(1, **whole)
+        """Index of the next speech position."""
+        self.seen = torch.zeros((1, width), dtype=torch.bool, device=device)
+        self.logits = torch.zeros((2, width), device=device)
+        self.row = torch.zeros((1, capacity), device=device)
+        self.numbers = torch.ones(2, device=device)
+        """CFG weight and temperature."""
+        self.generator = torch.Generator(device)
+        self.graphs: dict[tuple, Work] = {}
+        self.text, self.rows, self.key = (0, 0), None, ()
+
+    def begin(self, text: tuple[int, int], how: Sampling, generator: torch.Generator | None) -> GraphT3:
+        """Ready for another call: what was said is forgotten, and the seed taken from the generator.
+
+        Without one the seed is drawn from PyTorch's default generator of the CPU.
+        """
+        self.text, self.attend.text, self.attend.length = text, text, 0
+        self.spoken.zero_()
+        self.seen.zero_()
+        self.seen[:, self.start] = True
+        self.numbers.copy_(torch.tensor([how.cfg_weight, how.temperature]))
+        self.key = ("sampling", how.greedy, how.never)
+        if self.key not in self.graphs:  # before the seed: capturing draws random numbers
+            self._capture(self.key, lambda: self._pick(how))
+        seed = generator.initial_seed() if generator is not None else int(torch.randint(2**62, (1,)))
+        self.generator.manual_seed(seed)
+        return self
+
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first are the voice's."""
+        hidden = self.attend.prefill(embeds, voice)
+        self.rows = self.attend.rows
+        self.position.fill_(self.attend.length)
+        self.logits.copy_(self.head(hidden[:, -1:])[:, -1])
+        return self.logits
+
+    def step(self, position: int) -> torch.Tensor:
+        """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
+        self.attend.length += 1
+        window = _SHORTEST
+        while window < self.attend.length:
+            window *= 2
+        window = min(window, self.capacity)
+        key = ("step", window)
+        if key not in self.graphs:
+            self._capture(key, lambda: self._forward(window))
+        self.graphs[key]()
+        self.rows = self.row[:, slice(*self.text)] if self.attend.heads else None
+        return self.logits
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """One token (1, 1), sampled from the logits that came last or from what the guard has made of them."""
+        if logits is not self.logits:
+            self.logits.copy_(logits)
+        self.graphs[self.key]()
+        return self.token.clone()
+
+    def _forward(self, window: int) -> None:
+        mask = (torch.arange(window, device=self.position.device) <= self.position)[None, None, None]
+        hidden = token_embedding(*self.embeddings, self.token, self.spoken + 1)
+        hidden, rows = self.attend.run(hidden, self.position, window, (0, window), mask)
+        self.logits.copy_(self.head(hidden)[:, -1])
+        if rows is not None:
+            self.row[:, :window].copy_(rows)
+        self.position.add_(1)
+        self.spoken.add_(1)
+
+    def _pick(self, how: Sampling) -> None:
+        how = Sampling(self.numbers[0], self.numbers[1], how.greedy, how.never)
+        self.token.copy_(sample(self.logits, self.seen, how, self.generator))
+        self.seen.scatter_(1, self.token, True)
+
+    def _capture(self, key: tuple, work: Work) -> None:
+        """Records the work; the buffers are as before afterwards."""
+        state = (self.token, self.position, self.spoken, self.seen, self.logits, self.row)
+        before = [buffer.clone() for buffer in state]
+
+        def restore() -> None:
+            for buffer, value in zip(state, before, strict=True):
+                buffer.copy_(value)
+
+        device, start = self.token.device, time.perf_counter()
+        self.graphs[key] = self.record(work, restore, self.generator)
+        synchronize(device)
+        logger.info("backend='graph': %s captured in %.2f s", key, time.perf_counter() - start)
+
+
+def captured(work: Work, restore: Work, generator: torch.Generator) -> Work:
+    """The work as a CUDA graph, warmed up before (`torch.cuda.graph` asks for that) with its effects undone."""
+    device = generator.device
+    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
+    side.wait_stream(current)
+    with torch.cuda.stream(side):
+        for _ in range(2):
+            work()
+            restore()
+    current.wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    graph.register_generator_state(generator)
+    with torch.cuda.graph(graph):
+        work()
+    return graph.replay
+
+
+@contextmanager
+def borrowed_graph(
+    t3: T3, mode: str, heads: Heads, needed: int, record: Callable[..., Work] | None = None
+) -> Iterator[GraphT3]:
+    """A `GraphT3` for ``needed`` positions that no other call is using; the next call gets it back, graphs and all."""
+    free: list[GraphT3] = kept(t3, ("graph", mode, tuple(heads)), list)
+    fitting = [graph for graph in free if graph.capacity >= needed]
+    if fitting:
+        graph = fitting[0]
+        free.remove(graph)
+    else:
+        free.clear()  # too short for what is asked now: their memory goes to the longer one
+        graph = GraphT3(t3, mode, heads, -(-needed // _GRAIN) * _GRAIN, record)
+    try:
+        yield graph
+    finally:
+        free.append(graph)

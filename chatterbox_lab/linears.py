@@ -1,0 +1,132 @@
+"""T3's linear layers in the form that the device at hand reads fastest when a decode step brings two rows.
+
+A decode step multiplies every weight with two vectors, the CFG pair, so reading the weights is all its work. The usual
+call, ``F.linear``, is made for many rows and reaches a quarter of a CPU's memory bandwidth with two.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+
+from .models import FlowCodesHead
+
+Rows = Callable[[torch.Tensor], torch.Tensor]
+_FEW = 4
+"""Rows up to which a product is bound by reading the weights; more go to ``F.linear``."""
+_kept: WeakKeyDictionary[torch.nn.Module, dict[Any, tuple[tuple, Any]]] = WeakKeyDictionary()
+
+
+class Stacked:
+    """Linear layers without bias that take the same input, as one.
+
+    Args:
+        weights: (out, in) each, with the same ``in``; used where they are, so that many rows cost what they did.
+        kind: ``loaded`` keeps the weights' values, ``int8`` rounds them to 8 bits a value for few rows.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], kind: str = "loaded") -> None:
+        self.weights = list(weights)
+        self._few = _int8(weights) if kind == "int8" else _loaded(weights)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """States (B, T, in) times every weight: (B, T, sum of out), in the states' dtype."""
+        rows = states.flatten(0, 1)
+        found = self._few(rows) if len(rows) <= _FEW else _many(self.weights, rows)
+        return found.unflatten(0, states.shape[:2])
+
+
+def _many(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    found = [F.linear(rows, weight) for weight in weights]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+def _loaded(weights: Sequence[torch.Tensor]) -> Rows:
+    """The product that this device and dtype does fastest with the weights' own values."""
+    like = weights[0]
+    if like.device.type == "cuda":  # one launch instead of several; the copy is read, the original is not
+        fused = torch.cat(list(weights)) if len(weights) > 1 else like
+        return lambda rows: F.linear(rows, fused)
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return lambda rows: _columns(weights, rows)
+    if like.device.type == "cpu" and like.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+        return _reordered(torch.cat(list(weights)))
+    return lambda rows: _many(weights, rows)
+
+
+def _columns(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """``W x`` for the transposed rows: the same products, but MKL then reads W in the order it is stored in."""
+    found = rows.new_empty(sum(len(weight) for weight in weights), len(rows))
+    start = 0
+    for weight in weights:
+        torch.mm(weight, rows.t(), out=found[start : (start := start + len(weight))])
+    return found.t().contiguous()
+
+
+def _reordered(weight: torch.Tensor) -> Rows:
+    """oneDNN's own layout for two rows, as ``torch.compile`` gives frozen weights; a copy of the weights."""
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
+    return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+
+
+def _int8(weights: Sequence[torch.Tensor]) -> Rows:
+    """PyTorch's dynamic quantisation: int8 weights scaled by output channel, inputs to 8 bits scaled anew each time."""
+    weight = torch.cat([weight.float() for weight in weights])
+    scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+    zero = torch.zeros(len(scale), dtype=torch.long)
+    rounded = (weight / scale[:, None]).round_().to(torch.int8)
+    packed = torch.ops.quantized.linear_prepack(
+        torch._make_per_channel_quantized_tensor(rounded, scale.double(), zero, 0), None
+    )
+    # reduce_range keeps 8-bit products within the 16-bit sums of processors without VNNI
+    return lambda rows: torch.ops.quantized.linear_dynamic(rows.float(), packed, True).to(rows.dtype)
+
+
+def head_linear(head: torch.nn.Module) -> Rows:
+    """The speech head's product for hidden states (B, T, C), made as `Stacked`, in the weights' own values."""
+    if getattr(head, "bias", None) is not None or not isinstance(head, torch.nn.Linear):
+        return head
+    product = kept(head, "head", lambda: Stacked([head.weight]))
+    if isinstance(head, FlowCodesHead):
+        return lambda hidden: head.reachable(product(hidden))
+    return product
+
+
+def kept(module: torch.nn.Module, key: Any, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, kept with the module until that is gone or its weights are others."""
+    state = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in module.parameters())
+    found = _kept.setdefault(module, {})
+    if key not in found or found[key][0] != state:
+        found[key] = state, make()
+    return found[key][1]
+
+
+def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
+    """The four products of every layer: query, key and value; attention's output; gate and up; down.
+
+    Made on the first call and kept with the model (see `kept`).
+
+    Args:
+        tfmr: T3's ``LlamaModel``.
+        kind: see `Stacked`.
+    """
+
+    def make() -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
+        found = []
+        for layer in tfmr.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            together = (
+                (attention.q_proj, attention.k_proj, attention.v_proj),
+                (attention.o_proj,),
+                (mlp.gate_proj, mlp.up_proj),
+                (mlp.down_proj,),
+            )
+            found.append(tuple(Stacked([part.weight for part in parts], kind) for parts in together))
+        return found
+
+    with torch.inference_mode():
+        return kept(tfmr, kind, make)
