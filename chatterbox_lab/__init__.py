@@ -1,5 +1,6 @@
 """Chatterbox Lab: why streaming Chatterbox TTS is slower than it should be, and how fast it can honestly be."""
 
+import os
 import sys
 import warnings
 from importlib import import_module
@@ -15,6 +16,8 @@ for _text in (
     r"`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
 ):
     warnings.filterwarnings("ignore", message=_text)
+
+os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
 
 if find_spec("perth") is None:
     # Upstream imports its watermarker unasked. None is what perth itself offers when a part of it is missing.

@@ -42,6 +42,10 @@ class EagerT3:
         self.seen[:, t3.hp.start_speech_token] = True
         self.token: torch.Tensor | None = None
 
+    def say(self, token: torch.Tensor) -> None:
+        """Goes on after this token (1, 1) instead of the one picked last."""
+        self.token = token
+
     @property
     def rows(self) -> torch.Tensor | None:
         """Attention to the text (rows, text tokens) of the positions that came last."""
@@ -95,7 +99,7 @@ def decode(
     start, stop = t3.hp.start_speech_token, t3.hp.stop_speech_token
     ahead = _AHEAD if t3.device.type == "cuda" and tracker is None else 1
     said = 0
-    with _stepper(t3, settings, text, embeds.shape[1] + max_new_tokens, heads, generator) as stepper:
+    with stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, heads, generator) as stepper:
         while said < max_new_tokens:
             tokens = []
             for _ in range(steps_ahead(ahead, settings.chunk_size, said, max_new_tokens)):
@@ -114,19 +118,20 @@ def decode(
 
 
 def steps_ahead(ahead: int, chunk_size: int, said: int, most: int) -> int:
-    """Steps to launch before the host looks at the tokens: none beyond the chunk's end or the last token allowed."""
-    return min(ahead, chunk_size - said % chunk_size, most - said)
+    """Steps to launch before the host looks at the tokens: the first alone, and none beyond the end of a chunk."""
+    return min(ahead, chunk_size - said % chunk_size, most - said) if said else 1
 
 
 @contextmanager
-def _stepper(
+def stepper_of(
     t3: T3,
     settings: StreamSettings,
     text: tuple[int, int],
     capacity: int,
     heads: Heads,
-    generator: torch.Generator | None,
+    generator: torch.Generator | None = None,
 ) -> Iterator[EagerT3 | GraphT3]:
+    """T3 in the settings' backend, ready for a prompt whose text is at these positions; arguments as `decode`."""
     how = Sampling.of(settings, t3.hp.stop_speech_token)
     mode, weights = settings.analyzer, settings.weights
     if settings.backend == "graph":

@@ -105,6 +105,10 @@ class GraphT3:
         self.graphs[self.key]()
         return self.token.clone()
 
+    def say(self, token: torch.Tensor) -> None:
+        """Goes on after this token (1, 1) instead of the one picked last."""
+        self.token.copy_(token)
+
     def _forward(self, window: int) -> None:
         mask = (torch.arange(window, device=self.position.device) <= self.position)[None, None, None]
         hidden = token_embedding(*self.embeddings, self.token, self.spoken + 1)

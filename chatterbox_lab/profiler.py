@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 import time
 from collections import Counter
@@ -35,7 +34,6 @@ from .records import Record, machine_facts, output_folder, written_whole
 from .sampling import Sampling, sample
 from .settings import ANALYZERS, StreamSettings, whole_number
 
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
 MODES = ("released", *ANALYZERS)
 """The analyzer modes, and before them ``released``: ``stock`` with upstream's own spy copying its map to the host."""
 PHASES = ("prefill", "decode")

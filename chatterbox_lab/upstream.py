@@ -52,6 +52,41 @@ def upstream_tokens(
     return tokens[(tokens != hp.start_speech_token) & (tokens != hp.stop_speech_token)].cpu()
 
 
+def upstream_steps(
+    tts: ChatterboxTTS,
+    text: str,
+    settings: StreamSettings = BALANCED,
+    *,
+    seed: int | None = None,
+    max_new_tokens: int = 1000,
+    **overrides: Any,
+) -> Iterator[torch.Tensor]:
+    """The same tokens out of upstream's own streaming loop, one at a time as they are decoded, int64 (1,).
+
+    PyTorch's default generator is theirs meanwhile: who draws from it in between changes what is said.
+    """
+    settings, text_tokens, seed, max_new_tokens = _call(tts, text, settings, overrides, seed, max_new_tokens)
+
+    def steps() -> Iterator[torch.Tensor]:
+        if seed is not None:
+            torch.manual_seed(seed)
+        with without_spies(tts.t3.tfmr), _borrowed(tts, settings):
+            stream = type(tts).inference_stream(
+                tts, t3_cond=tts.conds.t3, text_tokens=text_tokens, max_new_tokens=max_new_tokens, chunk_size=1,
+                temperature=settings.temperature, cfg_weight=settings.cfg_weight,
+            )  # fmt: skip
+            try:
+                with torch.inference_mode():
+                    for token in stream:
+                        if int(token) not in (tts.t3.hp.start_speech_token, tts.t3.hp.stop_speech_token):
+                            yield token[0]
+            finally:
+                stream.close()
+                remove_spies(tts.t3.tfmr)
+
+    return steps()
+
+
 def _call(tts: ChatterboxTTS, text: str, settings: StreamSettings, overrides: dict[str, Any], *rest: Any) -> Call:
     call = checked(tts, text, settings, overrides, *rest)
     if call[0].temperature == 0:

@@ -40,7 +40,7 @@ ORDER = [
     "render",
     "stream",
 ]
-ORDER += ["upstream", "profiler", "bench", "figures"]
+ORDER += ["upstream", "profiler", "ladder", "bench", "figures"]
 
 
 def constraints() -> dict[str, str]:
