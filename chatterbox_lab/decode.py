@@ -37,7 +37,8 @@ class EagerT3:
         self, t3: T3, attend: Attention | StaticT3, how: Sampling, generator: torch.Generator | None = None
     ) -> None:
         self.t3, self.attend, self.how, self.generator = t3, attend, how, generator
-        self.head = t3.speech_head if isinstance(attend, Attention) else head_linear(t3.speech_head)
+        static = isinstance(attend, StaticT3)
+        self.head = head_linear(t3.speech_head, attend.weights) if static else t3.speech_head
         self.seen = torch.zeros((1, t3.hp.speech_tokens_dict_size), dtype=torch.bool, device=t3.device)
         self.seen[:, t3.hp.start_speech_token] = True
         self.token: torch.Tensor | None = None

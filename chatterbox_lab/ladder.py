@@ -23,12 +23,11 @@ from chatterbox.tts import ChatterboxTTS
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from . import linears
 from .attention import FORK_HEADS, quiet
 from .decode import decode, prompt, step_bytes, stepper_of
+from .linears import plain_products
 from .measure import read_seconds, synchronize
 from .models import load, pick_device
-from .patching import attribute
 from .records import Record, machine_facts, output_folder
 from .settings import StreamSettings, whole_number
 from .stream import conditioning, encode_text
@@ -128,7 +127,7 @@ class Ladder:
         Returns:
             The rows of this round: ``rung``, ``round``, ``phase`` (``prefill`` is up to the first token, ``step`` what
             follows), ``first`` (index of the first token of the group), ``tokens``, ``seconds`` of the group; with
-            ``first`` 0 also ``same_tokens``, how many of the ``count`` are as the released loop says them before the
+            ``first`` 0 also ``same_tokens``, how many of the ``count`` are as the first rung says them before the
             first that is not.
         """
         streams = {rung.name: self.tokens(rung, count) for rung in self.rungs}
@@ -138,7 +137,7 @@ class Ladder:
             for first in tqdm([0, *range(1, count, GROUP)], f"round {number}", leave=False):
                 for rung in self.rungs[:: -1 if (first + number) % 2 else 1]:  # to and fro
                     start = time.perf_counter()
-                    with attribute(linears, "_FEW", 0) if rung.plain else nullcontext():
+                    with plain_products() if rung.plain else nullcontext():
                         group = list(islice(streams[rung.name], GROUP if first else 1))
                         synchronize(self.device)
                     seconds = time.perf_counter() - start
@@ -152,7 +151,7 @@ class Ladder:
         spoken = {name: torch.cat(tokens).cpu() for name, tokens in said.items()}
         for row in rows:
             if row["first"] == 0:
-                row["same_tokens"] = int((spoken[row["rung"]] == spoken[STOCK]).int().cumprod(0).sum())
+                row["same_tokens"] = int((spoken[row["rung"]] == spoken[self.rungs[0].name]).int().cumprod(0).sum())
         return rows
 
     def deviations(self, count: int) -> list[dict[str, Any]]:
@@ -179,7 +178,7 @@ class Ladder:
         embeds, text = prompt(tts.t3, *given)
         stop, found = tts.t3.hp.stop_speech_token, []
         with (
-            attribute(linears, "_FEW", 0) if rung.plain else nullcontext(),
+            plain_products() if rung.plain else nullcontext(),
             stepper_of(tts.t3, settings, text, embeds.shape[1] + len(codes), FORK_HEADS) as stepper,
         ):
             for position in range(len(codes)):
@@ -196,7 +195,10 @@ class Ladder:
         """
         tts, settings = self.models[rung.dtype], self.settings(rung)
         embeds, text = prompt(tts.t3, conditioning(tts, settings.exaggeration), encode_text(tts, self.text))
-        with stepper_of(tts.t3, settings, text, embeds.shape[1] + steps + 1, FORK_HEADS) as stepper:
+        with (
+            plain_products() if rung.plain else nullcontext(),
+            stepper_of(tts.t3, settings, text, embeds.shape[1] + steps + 1, FORK_HEADS) as stepper,
+        ):
             stepper.pick(stepper.prefill(embeds, text[0]))
             stepper.pick(stepper.step(1))
             with quiet(), profile(activities=[ProfilerActivity.CPU]) as profiler:
@@ -218,9 +220,7 @@ class Ladder:
         for rung in self.rungs:
             size = step_bytes(self.models[rung.dtype].t3)
             if rung.settings.get("weights") == "int8":
-                t3 = self.models[rung.dtype].t3
-                layers = sum(w.numel() * w.element_size() for w in t3.tfmr.layers.parameters() if w.dim() == 2)
-                size -= layers - layers // t3.speech_head.weight.element_size()
+                size //= self.models[rung.dtype].t3.speech_head.weight.element_size()
             if size not in taken:
                 taken[size] = read_seconds(size, self.device)
             rows.append({"rung": rung.name, "dtype": rung.dtype, "bytes": size, "limit_seconds": taken[size]})
@@ -248,7 +248,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     steps = short[short["phase"] == "step"]
     each = steps.assign(each=steps["seconds"] / steps["tokens"])
     times = each.pivot_table(index=["round", "first"], columns="rung", values="each")
-    names = list(dict.fromkeys(steps["rung"]))
+    names = [name for name in dict.fromkeys(table["rung"]) if name in times]
     below = table.dropna(subset=["below"]).drop_duplicates("rung").set_index("rung")["below"]
     rows = {}
     for name in names:
@@ -325,7 +325,7 @@ def run(ladder: Ladder, record: Record, facts: dict[str, Any], tokens: int, roun
         if ("short", number) not in done:
             record.add([facts | asked | row for row in ladder.climb(tokens, number)])
     if long and ("long", 0) not in done:
-        ladder.rungs = [rung for rung in ladder.rungs if not long_rungs or rung.name in (*long_rungs, STOCK)]
+        ladder.rungs = [rung for rung in ladder.rungs if not long_rungs or rung.name in long_rungs]
         record.add([facts | row | {"asked_tokens": long, "run": "long"} for row in ladder.climb(long)])
     record.finish()
 

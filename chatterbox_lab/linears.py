@@ -6,7 +6,9 @@ call, ``F.linear``, is made for many rows and reaches a quarter of a CPU's memor
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 from weakref import WeakKeyDictionary
 
@@ -14,6 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from .models import FlowCodesHead
+from .patching import attribute
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 _FEW = 4
@@ -43,6 +46,13 @@ class Stacked:
 def _many(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     found = [F.linear(rows, weight) for weight in weights]
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Leaves all products to ``F.linear`` meanwhile, to see what is owed to the others."""
+    with attribute(sys.modules[__name__], "_FEW", 0):
+        yield
 
 
 def _loaded(weights: Sequence[torch.Tensor]) -> Rows:
@@ -86,11 +96,11 @@ def _int8(weights: Sequence[torch.Tensor]) -> Rows:
     return lambda rows: torch.ops.quantized.linear_dynamic(rows.float(), packed, True).to(rows.dtype)
 
 
-def head_linear(head: torch.nn.Module) -> Rows:
-    """The speech head's product for hidden states (B, T, C), made as `Stacked`, in the weights' own values."""
+def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
+    """The speech head's product for hidden states (B, T, C), made as `Stacked` and kept with the head."""
     if getattr(head, "bias", None) is not None or not isinstance(head, torch.nn.Linear):
         return head
-    product = kept(head, "head", lambda: Stacked([head.weight]))
+    product = kept(head, kind, lambda: Stacked([head.weight], kind))
     if isinstance(head, FlowCodesHead):
         return lambda hidden: head.reachable(product(hidden))
     return product

@@ -43,7 +43,7 @@ class StreamSettings:
             which takes half a minute once. ``"graph"``: these captured as CUDA graphs. All but the first take the
             analyzers ``"off"`` and ``"probe"``.
         weights: of T3's decode steps: ``"loaded"`` as the model has them, ``"int8"`` rounded to 8 bits (backend
-            ``"static"`` on a CPU; kept beside the model's own, and other tokens than theirs).
+            ``"static"`` on a CPU; kept beside the model's own, with which the prefill goes on; other tokens).
         schedule: how chunk sizes follow one another; ``"fixed"`` repeats ``chunk_size``.
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.

@@ -51,7 +51,7 @@ class StaticT3:
         self.cache = torch.zeros(shape, dtype=like.dtype, device=like.device)
         """Keys and values: (layers, 2, CFG rows, heads, capacity, head width)."""
         self.tables = rotary_tables(tfmr.rotary_emb, capacity, like)
-        self.linears = layer_linears(tfmr, weights)
+        self.weights, self.linears = weights, layer_linears(tfmr, weights)
         self.length = 0
         self.rows: torch.Tensor | None = None
         """Attention to the text (rows, text tokens), float32, of the last call's speech positions, batch row 0."""
