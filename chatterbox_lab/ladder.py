@@ -6,10 +6,9 @@
 from __future__ import annotations
 
 import argparse
-import logging
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import partial
@@ -26,7 +25,7 @@ from tqdm.auto import tqdm
 from .attention import FORK_HEADS, quiet
 from .decode import decode, prompt, step_bytes, stepper_of
 from .linears import plain_products
-from .measure import read_seconds, synchronize
+from .measure import memory_in_use, read_seconds, synchronize
 from .models import load, pick_device
 from .records import Record, machine_facts, output_folder
 from .settings import StreamSettings, whole_number
@@ -80,6 +79,14 @@ def rungs(device: str) -> list[Rung]:
     ]
 
 
+def chosen_rungs(known: Sequence[Rung], names: Sequence[str] | None) -> list[Rung]:
+    """The rungs of these names, in the ladder's order; None is all. Raises ValueError for an unknown name."""
+    for name in names or ():
+        if name not in {rung.name for rung in known}:
+            raise ValueError(f"rungs={name!r}: must be among {', '.join(rung.name for rung in known)}")
+    return [rung for rung in known if not names or rung.name in names]
+
+
 class Ladder:
     """The models of a ladder, and its rungs started together.
 
@@ -96,11 +103,7 @@ class Ladder:
     def __init__(
         self, model: str, device: str, names: Sequence[str] | None = None, seed: int = 0, text: str = TEXT
     ) -> None:
-        known = rungs(device)
-        for name in names or ():
-            if name not in {rung.name for rung in known}:
-                raise ValueError(f"rungs={name!r}: must be among {', '.join(rung.name for rung in known)}")
-        self.rungs = [rung for rung in known if not names or rung.name in (*names, STOCK)]
+        self.rungs = chosen_rungs(rungs(device), names and [STOCK, *names])
         self.device, self.seed, self.text = device, seed, text
         self.models: dict[str, ChatterboxTTS] = {}
         for dtype in dict.fromkeys(rung.dtype for rung in self.rungs):
@@ -121,7 +124,7 @@ class Ladder:
         """What a rung asks of `decode`."""
         return StreamSettings(chunk_size=_NO_CHUNKS, ignore_eos=True, **rung.settings)
 
-    def climb(self, count: int, number: int = 0) -> list[dict[str, Any]]:
+    def climb(self, count: int, number: int = 0, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
         """Lets all rungs say the same text side by side, a group of tokens each in turn.
 
         Returns:
@@ -130,12 +133,13 @@ class Ladder:
             ``first`` 0 also ``same_tokens``, how many of the ``count`` are as the first rung says them before the
             first that is not.
         """
-        streams = {rung.name: self.tokens(rung, count) for rung in self.rungs}
-        said: dict[str, list[torch.Tensor]] = {rung.name: [] for rung in self.rungs}
+        rungs = chosen_rungs(self.rungs, names)
+        streams = {rung.name: self.tokens(rung, count) for rung in rungs}
+        said: dict[str, list[torch.Tensor]] = {rung.name: [] for rung in rungs}
         rows = []
         try:
             for first in tqdm([0, *range(1, count, GROUP)], f"round {number}", leave=False):
-                for rung in self.rungs[:: -1 if (first + number) % 2 else 1]:  # to and fro
+                for rung in rungs[:: -1 if (first + number) % 2 else 1]:  # to and fro
                     start = time.perf_counter()
                     with plain_products() if rung.plain else nullcontext():
                         group = list(islice(streams[rung.name], GROUP if first else 1))
@@ -151,7 +155,26 @@ class Ladder:
         spoken = {name: torch.cat(tokens).cpu() for name, tokens in said.items()}
         for row in rows:
             if row["first"] == 0:
-                row["same_tokens"] = int((spoken[row["rung"]] == spoken[self.rungs[0].name]).int().cumprod(0).sum())
+                row["same_tokens"] = int((spoken[row["rung"]] == spoken[rungs[0].name]).int().cumprod(0).sum())
+        return rows
+
+    def first_uses(self) -> list[dict[str, Any]]:
+        """A row a rung: ``first_use_seconds``, what its first use costs once (packing, compiling, capturing).
+
+        ``kept_bytes`` is by how much the memory in use is larger afterwards: the allocator's on a GPU, the process's
+        resident size elsewhere.
+        """
+        rows = []
+        for rung in tqdm(self.rungs, "first uses", leave=False):
+            before, took = memory_in_use(self.device), []
+            for _ in range(2):
+                start = time.perf_counter()
+                list(self.tokens(rung, 3))
+                synchronize(self.device)
+                took.append(time.perf_counter() - start)
+            kept = memory_in_use(self.device) - before
+            uses = {"first_use_seconds": took[0] - took[1], "kept_bytes": kept}
+            rows.append({"rung": rung.name, "dtype": rung.dtype} | uses)
         return rows
 
     def deviations(self, count: int) -> list[dict[str, Any]]:
@@ -187,12 +210,16 @@ class Ladder:
                 stepper.say(codes[position].view(1, 1))
         return torch.stack(found)[..., : tts.t3.hp.start_speech_token]
 
-    @torch.inference_mode()
-    def shares(self, rung: Rung, steps: int = 8) -> dict[str, Any]:
-        """Where the time of a decode step goes, by PyTorch's profiler: seconds a step in products, attention, rest.
+    def shares(self) -> list[dict[str, Any]]:
+        """A row a rung of static steps: seconds a step in ``products``, ``attention`` and ``rest``.
 
-        Of a CPU's operators it is the time of each itself; ``rest`` also has what lies between them.
+        By PyTorch's profiler, of the host's operators, each without those it calls; ``rest`` also has what lies
+        between them. On a GPU that is the time to launch them.
         """
+        return [self._shares(rung) for rung in self.rungs if rung.settings.get("backend") == "static"]
+
+    @torch.inference_mode()
+    def _shares(self, rung: Rung, steps: int = 8) -> dict[str, Any]:
         tts, settings = self.models[rung.dtype], self.settings(rung)
         embeds, text = prompt(tts.t3, conditioning(tts, settings.exaggeration), encode_text(tts, self.text))
         with (
@@ -242,7 +269,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
         Indexed by rung: ``ms/token`` (median over groups), ``to below`` and ``to stock`` (median of the ratios within
         the same group of the same round: above 1 is faster), ``range`` (quartiles of the latter), ``limit (ms)``
         (reading its weights once), ``share of limit`` (limit over time: 1 is as fast as memory allows), ``prefill
-        (s)``, ``same tokens``, ``logits error``.
+        (s)``, ``first use (s)`` (once), ``same tokens``, ``logits error``.
     """
     short = table[(table["run"] == "short") & (table["round"] >= 0)]
     steps = short[short["phase"] == "step"]
@@ -266,6 +293,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             "limit (ms)": 1e3 * limit,
             "share of limit": limit / times[name].median(),
             "prefill (s)": first["seconds"].median(),
+            "first use (s)": own["first_use_seconds"].max(),
             "same tokens": f"{int(first['same_tokens'].min())} of {int(first['asked_tokens'].max())}",
             "logits error": own["logits_error"].max(),
         }
@@ -308,26 +336,40 @@ def parser() -> argparse.ArgumentParser:
     return parser
 
 
-def run(ladder: Ladder, record: Record, facts: dict[str, Any], tokens: int, rounds: int, long: int = 0,
-        long_rungs: Sequence[str] | None = None) -> None:  # fmt: skip
-    """Measures a ladder, a row of the record as soon as it is there; what the record holds is not measured again."""
-    record.check(facts)
-    done = [(row["run"], row["round"]) for row in record.rows]
+def measured(
+    ladder: Ladder,
+    tokens: int,
+    rounds: int,
+    *,
+    long: int = 0,
+    long_rungs: Sequence[str] | None = None,
+    done: Collection[tuple[str, int]] = (),
+) -> Iterator[list[dict[str, Any]]]:
+    """Measures a ladder part by part, and yields each part's rows.
+
+    Args:
+        ladder: what to climb.
+        tokens: tokens a rung and round.
+        rounds: measured rounds, after one to warm up.
+        long: tokens of one long run besides; 0 for none.
+        long_rungs: the rungs of the long run; None is all.
+        done: ``run`` and ``round`` of the parts that need not be measured.
+
+    Yields:
+        Rows with ``run`` and ``round``: ``about`` has a row a rung of what is measured once (`Ladder.limits`,
+        ``first_uses``, ``deviations``, ``shares``), ``short`` the rounds of `Ladder.climb`, ``long`` the long run.
+    """
     if ("about", 0) not in done:
         about = {rung.name: {"below": rung.below} for rung in ladder.rungs}
-        found = ladder.limits() + ladder.deviations(tokens)
-        found += [ladder.shares(rung) for rung in ladder.rungs if rung.settings.get("backend") == "static"]
-        for row in found:
-            about[row["rung"]] |= row
-        record.add([facts | row | {"run": "about", "round": 0} for row in about.values()])
-    asked = {"asked_tokens": tokens, "run": "short"}
+        for part in (ladder.first_uses(), ladder.limits(), ladder.deviations(tokens), ladder.shares()):
+            for row in part:
+                about[row["rung"]] |= row
+        yield [row | {"run": "about", "round": 0} for row in about.values()]
     for number in range(-1, rounds):  # the first warms up
         if ("short", number) not in done:
-            record.add([facts | asked | row for row in ladder.climb(tokens, number)])
+            yield [row | {"asked_tokens": tokens, "run": "short"} for row in ladder.climb(tokens, number)]
     if long and ("long", 0) not in done:
-        ladder.rungs = [rung for rung in ladder.rungs if not long_rungs or rung.name in long_rungs]
-        record.add([facts | row | {"asked_tokens": long, "run": "long"} for row in ladder.climb(long)])
-    record.finish()
+        yield [row | {"asked_tokens": long, "run": "long"} for row in ladder.climb(long, names=long_rungs)]
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -343,11 +385,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name = Path(chosen.model).name
         path = chosen.output or output_folder("data") / f"ladder_{name}_{torch.device(device).type}.csv"
         record = Record(path, chosen.resume)
-        logging.getLogger("chatterbox_lab").addHandler(logging.StreamHandler())
-        ladder = Ladder(chosen.model, device, chosen.rungs, text=chosen.text)
         facts = machine_facts(device) | {"model": name, "text": chosen.text}
+        record.check(facts)
+        ladder = Ladder(chosen.model, device, chosen.rungs, text=chosen.text)
+        chosen_rungs(ladder.rungs, chosen.long_rungs)
+        done = [(row["run"], row["round"]) for row in record.rows]
+        long = {"long": chosen.long, "long_rungs": chosen.long_rungs}
         with quiet():
-            run(ladder, record, facts, chosen.tokens, chosen.rounds, chosen.long, chosen.long_rungs)
+            for rows in measured(ladder, chosen.tokens, chosen.rounds, **long, done=done):
+                record.add([facts | row for row in rows])
+        record.finish()
     except (ValueError, FileNotFoundError) as error:
         command.error(str(error))
     except KeyboardInterrupt:

@@ -167,17 +167,18 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"commit": str}, keep_default_na=False, na_values=[""])
 
 
-def recorded(kind: str) -> pd.DataFrame:
+def recorded(kind: str, leave_out: Sequence[str] = ()) -> pd.DataFrame:
     """All of the repository's ``data/KIND_*.csv`` in one table; ``record`` says in words what each was measured on.
 
-    Raises FileNotFoundError if there is none.
+    Facts to ``leave_out`` do not tell one record from another. Raises FileNotFoundError if there is no such file.
     """
     files = sorted((REPOSITORY / "data").glob(f"{kind}_*.csv"))
     names = [file.stem for file in files if not file.stem.endswith(".unfinished")]
     if not names:
         raise FileNotFoundError(f"no recorded measurement {kind}_*.csv in data/")
     table = pd.concat([load_results(name).assign(file=name) for name in names], ignore_index=True)
-    table["record"] = [described(facts) for facts in table.to_dict("records")]
+    facts = table.drop(columns=list(leave_out)).to_dict("records")
+    table["record"] = [described(row) for row in facts]
     several = table.groupby("record")["file"].transform("nunique") > 1  # the same machine, measured twice
     table.loc[several, "record"] += " (" + table["file"] + ")"
     return table
@@ -185,7 +186,7 @@ def recorded(kind: str) -> pd.DataFrame:
 
 def described(facts: Mapping[str, Any]) -> str:
     """A machine and what ran on it in one line, from the columns that a record carries."""
-    parts = [facts["machine"], facts["model"], facts["dtype"]]
+    parts = [facts[name] for name in ("machine", "model", "dtype") if name in facts]
     if facts["device"] == "cpu":
         parts.insert(1, f"{facts['cores']} cores")
     if facts.get("watermark") is False:

@@ -66,7 +66,7 @@ def test_a_plain_rung_is_the_static_cache_alone(monkeypatch: pytest.MonkeyPatch)
     linears._kept.clear()
     for rung in climb.rungs[1:]:
         current[:] = [rung.name]
-        climb.shares(rung)
+        climb._shares(rung)
     assert set(few) == {"two-row products"}
     assert linears._FEW > 0
 
@@ -94,6 +94,7 @@ def test_the_rungs_speak_like_upstream_in_lockstep() -> None:
     ("arguments", "said"),
     [
         (["--rungs", "sky"], "rungs='sky': must be among stock, no attention maps"),
+        (["--rungs", "int8", "--long-rungs", "compiled"], "rungs='compiled': must be among stock, int8"),
         (["--tokens", "3"], "tokens=3: must be a whole number, at least 17"),
         (["--rounds", "0"], "rounds=0"),
         (["--long", "-1"], "long=-1"),
@@ -118,7 +119,7 @@ def test_an_interrupted_ladder_is_gone_on_with(
     path, climb = tmp_path / "ladder.csv", ladder.Ladder.climb
     climbed: list[int] = []
 
-    def interrupted(self: ladder.Ladder, count: int, number: int = 0) -> list[dict[str, Any]]:
+    def interrupted(self: ladder.Ladder, count: int, number: int = 0, names: Any = None) -> list[dict[str, Any]]:
         if len(climbed) == 2:
             raise KeyboardInterrupt
         climbed.append(number)
