@@ -165,3 +165,65 @@ def step_parts(costs: pd.DataFrame, length: int) -> Figure:
     handles, labels = axes[0].get_legend_handles_labels()
     figure.legend(handles, labels, frameon=False, ncols=5, loc="outside upper center", fontsize=8)
     return figure
+
+
+def ladder_bars(board: pd.DataFrame) -> Figure:
+    """Milliseconds a token of each rung, with the time to read its weights once.
+
+    Args:
+        board: from `ladder.summary`, of one machine.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 0.42 * len(board) + 1.2))
+    ax.barh(board.index, board["ms/token"], color="#9fcbe3", edgecolor="#2a86bd", height=0.7)
+    for row, (time, limit, gain) in enumerate(
+        zip(board["ms/token"], board["limit (ms)"], board["to stock"], strict=True)
+    ):
+        ax.plot([limit, limit], [row - 0.35, row + 0.35], color="black", linewidth=2.5)
+        ax.annotate(f"{time:.3g} ms, {gain:.2g}x", (time, row), (4, 0), textcoords="offset points", va="center", size=8)
+    ax.plot([], [], color="black", linewidth=2.5, label="reading the rung's weights once")
+    ax.axvline(_REAL_TIME, color="0.4", linestyle=":", label="real time (25 tokens a second)")
+    ax.invert_yaxis()
+    ax.set(xlabel="ms a token", title="T3, rung by rung", xlim=(0, 1.22 * board["ms/token"].max()))
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+_REAL_TIME = 40.0  # ms of speech in a token
+
+
+def ladder_parts(about: pd.DataFrame) -> Figure:
+    """Where a decode step of each rung spends its time, stacked, with the time to read its weights once.
+
+    Args:
+        about: indexed by rung: ``products``, ``attention``, ``rest`` and ``limit_seconds``, in seconds.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 0.45 * len(about) + 1.4))
+    colors = {"products": "#c58b00", "attention": "#0b6fa4", "rest": "0.75"}
+    (1e3 * about[list(colors)]).plot.barh(stacked=True, ax=ax, color=colors, edgecolor="white", width=0.7)
+    for row, limit in enumerate(1e3 * about["limit_seconds"]):
+        ax.plot([limit, limit], [row - 0.4, row + 0.4], color="black", linewidth=2.5)
+    ax.plot([], [], color="black", linewidth=2.5, label="reading the weights once")
+    ax.invert_yaxis()
+    ax.set(xlabel="ms a decode step, under the profiler", ylabel="", title="Where a step spends its time")
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def growth(times: pd.DataFrame) -> Figure:
+    """What a token costs against how many were said before it, a line a rung.
+
+    Args:
+        times: from `ladder.growth`: milliseconds, token index down, rungs across.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 3.6))
+    styles = zip(times, "osD^vPX", ("-", "--", "-.", ":") * 2, strict=False)
+    for (rung, marker, line), shade in zip(styles, sns.color_palette("cividis", len(times.columns)), strict=True):
+        smooth = times[rung].rolling(9, center=True, min_periods=3).median()
+        ax.plot(times.index, times[rung], ".", color=shade, markersize=2, alpha=0.5)
+        ax.plot(times.index, smooth, line, color=shade, marker=marker, markevery=12, markersize=5, label=rung)
+    ax.axhline(_REAL_TIME, color="0.4", linestyle=":")
+    ax.annotate("real time", (times.index[-1], _REAL_TIME), (0, 3), textcoords="offset points", size=8, ha="right")
+    ax.set(xlabel="tokens said before", ylabel="ms a token", title="A token's price as the text gets longer")
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=8, ncols=2)
+    return figure

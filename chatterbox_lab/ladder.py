@@ -109,6 +109,12 @@ class Ladder:
         for dtype in dict.fromkeys(rung.dtype for rung in self.rungs):
             self.models[dtype] = load(model, device=device, dtype=dtype, watermark=False)
             encode_text(self.models[dtype], text)
+        self.prompt = self._prompt(next(iter(self.models.values())))[0].shape[1]
+        """Positions of the prompt: the voice, the text and the start of speech."""
+
+    @torch.inference_mode()
+    def _prompt(self, tts: ChatterboxTTS) -> tuple[torch.Tensor, tuple[int, int]]:
+        return prompt(tts.t3, conditioning(tts, StreamSettings().exaggeration), encode_text(tts, self.text))
 
     def tokens(self, rung: Rung, count: int) -> Iterator[torch.Tensor]:
         """The tokens that a rung says, one at a time."""
@@ -197,8 +203,7 @@ class Ladder:
     @torch.inference_mode()
     def _logits(self, rung: Rung, codes: torch.Tensor) -> torch.Tensor:
         tts, settings = self.models[rung.dtype], self.settings(rung)
-        given = conditioning(tts, settings.exaggeration), encode_text(tts, self.text)
-        embeds, text = prompt(tts.t3, *given)
+        embeds, text = self._prompt(tts)
         stop, found = tts.t3.hp.stop_speech_token, []
         with (
             plain_products() if rung.plain else nullcontext(),
@@ -221,7 +226,7 @@ class Ladder:
     @torch.inference_mode()
     def _shares(self, rung: Rung, steps: int = 8) -> dict[str, Any]:
         tts, settings = self.models[rung.dtype], self.settings(rung)
-        embeds, text = prompt(tts.t3, conditioning(tts, settings.exaggeration), encode_text(tts, self.text))
+        embeds, text = self._prompt(tts)
         with (
             plain_products() if rung.plain else nullcontext(),
             stepper_of(tts.t3, settings, text, embeds.shape[1] + steps + 1, FORK_HEADS) as stepper,
@@ -242,15 +247,21 @@ class Ladder:
         return {"rung": rung.name, "dtype": rung.dtype} | {name: value / (steps - 1) for name, value in spent.items()}
 
     def limits(self) -> list[dict[str, Any]]:
-        """A row a rung: bytes of weights that its step reads, and the seconds to read so much once."""
+        """A row a rung: ``bytes`` of weights that its step reads, and ``limit_seconds`` to read so much once.
+
+        ``cache_bytes`` are read besides for each position before, the ``prompt`` positions among them.
+        """
         rows, taken = [], {}
         for rung in self.rungs:
-            size = step_bytes(self.models[rung.dtype].t3)
+            t3 = self.models[rung.dtype].t3
+            itemsize, size = t3.speech_head.weight.element_size(), step_bytes(t3)
             if rung.settings.get("weights") == "int8":
-                size //= self.models[rung.dtype].t3.speech_head.weight.element_size()
+                size //= itemsize
             if size not in taken:
                 taken[size] = read_seconds(size, self.device)
-            rows.append({"rung": rung.name, "dtype": rung.dtype, "bytes": size, "limit_seconds": taken[size]})
+            cache = 2 * 2 * len(t3.tfmr.layers) * t3.dim * itemsize  # keys and values of both CFG rows
+            found = {"bytes": size, "limit_seconds": taken[size], "cache_bytes": cache, "prompt": self.prompt}
+            rows.append({"rung": rung.name, "dtype": rung.dtype} | found)
         return rows
 
 
@@ -314,6 +325,13 @@ def late_over_early(times: pd.DataFrame, early: int = 80, late: int = 800, aroun
     index = times.index.to_series()
     near = [times[(index - place).abs() <= around].median() for place in (late, early)]
     return near[0] / near[1]
+
+
+def bytes_late_over_early(table: pd.DataFrame, early: int = 80, late: int = 800) -> pd.Series:
+    """The same by count: bytes of weights and cache that the two steps read, by rung."""
+    about = table[table["run"] == "about"].set_index("rung")
+    reads = [about["bytes"] + about["cache_bytes"] * (about["prompt"] + place) for place in (late, early)]
+    return reads[0] / reads[1]
 
 
 def parser() -> argparse.ArgumentParser:
