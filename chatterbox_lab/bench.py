@@ -37,6 +37,7 @@ KEY = ["device", "dtype", "chunk_size", "context_window", "variant", "state", "r
 """What tells one row of the benchmark's CSV from another."""
 CONFIGURATION, SHAPE = KEY[:4], KEY[2:4]
 CHECK_SEEDS = (0, 1, 2)
+_BACKENDS = (*BACKENDS, "static-int8")
 _MOST_TOKENS = 1000  # what upstream generates at most
 Variants = Mapping[str, Callable[[], Measured]]
 
@@ -64,11 +65,12 @@ def streams(
 
 
 def _ours(analyzers: Sequence[str], backends: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for backend in backends:
+    for name in backends:
+        backend, *weights = name.split("-")
+        chosen = {"backend": backend} | ({"weights": weights[0]} if weights else {})
         for analyzer in analyzers:
             if backend == "hf" or analyzer in READ_BESIDE:
-                name = f"ours, {analyzer}" + (f", {backend}" if backend != "hf" else "")
-                yield name, {"analyzer": analyzer, "backend": backend}
+                yield f"ours, {analyzer}" + (f", {name}" if name != "hf" else ""), {"analyzer": analyzer} | chosen
 
 
 def runs(
@@ -385,7 +387,7 @@ def parser() -> argparse.ArgumentParser:
     add("--chunk-size", nargs="+", type=int, default=[25], help="new tokens a chunk, 0 is not streaming (default: 25)")
     add("--context-window", nargs="+", type=int, help="tokens synthesised again (default: twice the chunk size)")
     add("--analyzers", nargs="+", default=["off", "probe"], choices=ANALYZERS, help="%(choices)s (default: off probe)")
-    add("--backend", nargs="+", default=["hf"], choices=BACKENDS, help="%(choices)s (default: hf)")
+    add("--backend", nargs="+", default=["hf"], choices=_BACKENDS, help="%(choices)s (default: hf)")
     add("--tokens", type=int, default=100, help="length, rounded up to whole chunks; 25 are a second (default: 100)")
     add("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")

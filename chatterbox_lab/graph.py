@@ -134,9 +134,12 @@ class GraphT3:
                 buffer.copy_(value)
 
         device, start = self.token.device, time.perf_counter()
+        held = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
         self.graphs[key] = self.record(work, restore, self.generator)
         synchronize(device)
-        logger.info("backend='graph': %s captured in %.2f s", key, time.perf_counter() - start)
+        held = (torch.cuda.memory_reserved(device) if device.type == "cuda" else 0) - held
+        seconds = time.perf_counter() - start
+        logger.info("backend='graph': %s captured in %.2f s, %.0f MB", key, seconds, held / 1e6)
 
 
 def captured(work: Work, restore: Work, generator: torch.Generator) -> Work:

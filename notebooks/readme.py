@@ -6,7 +6,7 @@ import sys
 
 import pandas as pd
 
-from chatterbox_lab import bench, profiler
+from chatterbox_lab import bench, ladder, profiler
 from chatterbox_lab.records import REPOSITORY, load_results, recorded, written_whole
 
 README = REPOSITORY / "README.md"
@@ -47,8 +47,16 @@ def price_table() -> str:
     return table.round(2).to_markdown(index=False)
 
 
+def ladder_table() -> str:
+    """T3's decoding rung by rung, for every machine that the ladder was recorded on."""
+    records = recorded("ladder", leave_out=["dtype"]).query("model != 'tiny'").groupby("record", sort=False)
+    columns = ["ms/token", "to below", "to stock", "limit (ms)", "share of limit", "prefill (s)", "same tokens"]
+    tables = {name: ladder.summary(rows)[columns].round(2) for name, rows in records}
+    return pd.concat(tables, names=["machine"]).reset_index().to_markdown(index=False)
+
+
 END = "<!-- end -->"
-TABLES = {"streams": streams_table, "sizes": sizes_table, "price": price_table}
+TABLES = {"streams": streams_table, "ladder": ladder_table, "sizes": sizes_table, "price": price_table}
 
 
 def filled(text: str) -> str:

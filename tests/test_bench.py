@@ -63,6 +63,16 @@ def test_variants_take_turns_and_ratios_are_within_rounds() -> None:
         bench.interleaved({}, rounds=0)
 
 
+def test_every_backend_is_a_variant_of_ours_where_it_can_be() -> None:
+    ours = dict(bench._ours(("stock", "off"), ("hf", "static", "static-int8")))
+    assert ours == {
+        "ours, stock": {"analyzer": "stock", "backend": "hf"},
+        "ours, off": {"analyzer": "off", "backend": "hf"},
+        "ours, off, static": {"analyzer": "off", "backend": "static"},
+        "ours, off, static-int8": {"analyzer": "off", "backend": "static", "weights": "int8"},
+    }
+
+
 def test_a_variant_that_fails_is_a_row_and_the_others_go_on() -> None:
     calls: list[str] = []
 

@@ -83,3 +83,40 @@ def test_bars_stack_the_parts_of_a_step(costs: pd.DataFrame) -> None:
         assert len(ax.patches) == 2 * len(figures.PART_COLORS)
         assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(5.0)
     plt.close(drawn)
+
+
+RUNGS = ["stock", "static", "int8"]
+
+
+def test_the_ladder_shows_times_limits_and_gains() -> None:
+    board = pd.DataFrame(
+        {"ms/token": [300.0, 150.0, 30.0], "limit (ms)": [60.0, 60.0, 15.0], "to stock": [1.0, 2.0, 10.0]}, index=RUNGS
+    )
+    drawn = figures.ladder_bars(board)
+    (ax,) = drawn.axes
+    assert [patch.get_width() for patch in ax.patches] == [300.0, 150.0, 30.0]
+    assert [label.get_text() for label in ax.get_yticklabels()] == RUNGS
+    assert {text.get_text() for text in ax.texts} == {"300 ms, 1x", "150 ms, 2x", "30 ms, 10x"}
+    assert [line.get_xdata()[0] for line in ax.lines[:3]] == [60.0, 60.0, 15.0]
+    assert ax.yaxis_inverted()
+    plt.close(drawn)
+
+
+def test_a_steps_parts_are_stacked_beside_the_limit() -> None:
+    parts = pd.DataFrame({"products": 0.02, "attention": 0.01, "rest": 0.005, "limit_seconds": 0.015}, index=RUNGS)
+    drawn = figures.ladder_parts(parts)
+    (ax,) = drawn.axes
+    assert len(ax.patches) == 9
+    assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(35.0)
+    assert ax.lines[0].get_xdata()[0] == pytest.approx(15.0)
+    plt.close(drawn)
+
+
+def test_growth_is_drawn_from_zero_with_a_line_a_rung() -> None:
+    times = pd.DataFrame({rung: [30.0 + number] * 40 for number, rung in enumerate(RUNGS)}, index=range(1, 321, 8))
+    drawn = figures.growth(times)
+    (ax,) = drawn.axes
+    assert ax.get_ylim()[0] == 0
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == RUNGS
+    assert "ms a token" in ax.get_ylabel()
+    plt.close(drawn)

@@ -55,11 +55,14 @@ def test_same_tokens_as_upstream_for_any_text_seed_and_setting(tts: Any, recorde
     assert recorder.captures == 2  # one window of the step, one way to sample
 
 
-def test_a_long_text_goes_from_window_to_window(tts: Any, recorder: Recorder) -> None:
+def test_a_long_text_goes_from_window_to_window(tts: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
     fixed = {"seed": 0, "max_new_tokens": 230, "ignore_eos": True}
+    caplog.set_level("INFO", "chatterbox_lab")
     said = lab.speech_tokens(tts, TEXT, backend="graph", **fixed)
     assert torch.equal(said, lab.speech_tokens(tts, TEXT, backend="static", **fixed))
     assert recorder.captures == 3
+    reported = [line.split(" captured in ")[0].removeprefix("backend='graph': ") for line in caplog.messages]
+    assert reported == ["('sampling', False, 6562)", "('step', 256)", "('step', 512)"]
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])

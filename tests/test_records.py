@@ -107,5 +107,7 @@ def test_records_of_one_kind_are_put_together(tmp_path: Path, monkeypatch: pytes
         "bench_plain": "here, 2 cores, random, float32, no watermark",
     }
     assert set(found["commit"]) == {"0012345"}
+    plain = records.recorded("bench", leave_out=["dtype", "watermark"]).set_index("file")["record"]
+    assert plain["bench_plain"] == "here, 2 cores, random (bench_plain)"
     with pytest.raises(FileNotFoundError, match=r"layers_\*\.csv"):
         records.recorded("layers")

@@ -39,6 +39,9 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("analyzer", "on"),
     ("analyzer", None),
     ("backend", "tensorrt"),
+    ("weights", "int4"),
+    ("weights", None),
+    ("weights", "int8"),  # with backend="hf"
     ("schedule", "random"),
     ("guard", 1),
     ("guard", True),  # with analyzer="off"
@@ -57,6 +60,7 @@ BAD_CALLS: list[tuple[str, dict[str, Any]]] = [
     ("seed", {"seed": -1}),
     ("seed", {"seed": "0"}),
     ("settings", {"settings": 25}),
+    ("backend", {"backend": "graph"}),
 ]
 BAD_LOADS: list[tuple[str, dict[str, Any]]] = [
     ("model", {"model": "huge"}),

@@ -85,9 +85,12 @@ def test_half_precision_speaks(voice: Any) -> None:
     assert torch.equal(*said)
 
 
-def test_nothing_on_this_path_warns(tts: Any) -> None:
+@pytest.mark.parametrize("chosen", [{}, {"weights": "int8"}, {"analyzer": "probe", "guard": True}])
+def test_nothing_on_this_path_warns(chosen: dict[str, Any]) -> None:
     with attention.catch_warnings() as caught:
-        lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, ignore_eos=True, backend="static")
+        tts = lab.load("tiny", device="cpu", watermark=False)
+        for _ in range(2):
+            lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, ignore_eos=True, backend="static", **chosen)
     assert not caught
 
 
