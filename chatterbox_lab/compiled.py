@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 
 from .linears import kept
-from .static import StaticT3, attention, rotated
+from .static import StaticT3, attention_of_one, rotated
 
 logger = logging.getLogger("chatterbox_lab")
 
@@ -96,14 +96,15 @@ def decode_layer(
     """
 
     def heads(weight: torch.Tensor) -> torch.Tensor:
-        return product(normed, weight).unflatten(1, (-1, 1, head_width))
+        return product(normed, weight).to(keys.dtype).unflatten(1, (-1, 1, head_width))
 
     normed = F.rms_norm(hidden, hidden.shape[-1:], norms[0], epsilon)
     query, key, value = (heads(weight) for weight in weights[0])
     query = rotated(query, cosine, sine)
     keys.index_copy_(2, position, rotated(key, cosine, sine))
     values.index_copy_(2, position, value)
-    attended = attention(query, keys, values, None).flatten(1)
+    attend = attention_of_one if keys.device.type == "cpu" else F.scaled_dot_product_attention
+    attended = attend(query, keys, values).flatten(1).to(hidden.dtype)
     hidden = hidden + product(attended, weights[1][0])
     normed = F.rms_norm(hidden, hidden.shape[-1:], norms[1], epsilon)
     gate, up = (product(normed, weight) for weight in weights[2])

@@ -259,7 +259,8 @@ class Ladder:
                 size //= itemsize
             if size not in taken:
                 taken[size] = read_seconds(size, self.device)
-            cache = 2 * 2 * len(t3.tfmr.layers) * t3.dim * itemsize  # keys and values of both CFG rows
+            kept = 4 if torch.device(self.device).type == "cpu" else itemsize  # as `StaticT3` keeps them
+            cache = 2 * 2 * len(t3.tfmr.layers) * t3.dim * kept  # keys and values of both CFG rows
             found = {"bytes": size, "limit_seconds": taken[size], "cache_bytes": cache, "prompt": self.prompt}
             rows.append({"rung": rung.name, "dtype": rung.dtype} | found)
         return rows

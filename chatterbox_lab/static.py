@@ -48,9 +48,11 @@ class StaticT3:
         config, like = tfmr.config, tfmr.norm.weight
         self.head_count, self.head_width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
         shape = (len(tfmr.layers), 2, 2, self.head_count, capacity, self.head_width)
-        self.cache = torch.zeros(shape, dtype=like.dtype, device=like.device)
+        # A CPU reads float32 in less time than its kernels need for half as many bytes of bfloat16.
+        dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+        self.cache = torch.zeros(shape, dtype=dtype, device=like.device)
         """Keys and values: (layers, 2, CFG rows, heads, capacity, head width)."""
-        self.tables = rotary_tables(tfmr.rotary_emb, capacity, like)
+        self.tables = rotary_tables(tfmr.rotary_emb, capacity, self.cache)
         self.weights, self.linears = weights, layer_linears(tfmr, weights)
         self.length = 0
         self.rows: torch.Tensor | None = None
@@ -129,7 +131,7 @@ class StaticT3:
         keys, values = self.cache[index]
         keys.index_copy_(2, position, key)
         values.index_copy_(2, position, value)
-        attended = attention(query, keys[:, :, :window], values[:, :, :window], mask)
+        attended = attention(query, keys[:, :, :window], values[:, :, :window], mask).to(hidden.dtype)
         hidden = hidden + merge(attended.transpose(1, 2).flatten(2))
         gate, up = widen(rms_norm(hidden, layer.post_attention_layernorm)).chunk(2, dim=-1)
         return hidden + narrow(F.silu(gate) * up), query
@@ -137,21 +139,28 @@ class StaticT3:
     def _split(
         self, projected: torch.Tensor, tables: tuple[torch.Tensor, ...]
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key, both turned, and value, each (2, H, T, D), out of (2, T, 3 H D)."""
-        heads = projected.unflatten(2, (3 * self.head_count, self.head_width)).transpose(1, 2)
+        """Query, key, both turned, and value, each (2, H, T, D) in the cache's dtype, out of (2, T, 3 H D)."""
+        heads = projected.to(self.cache.dtype).unflatten(2, (3 * self.head_count, self.head_width)).transpose(1, 2)
         turned = rotated(heads[:, : 2 * self.head_count], *tables)
         return *turned.chunk(2, dim=1), heads[:, 2 * self.head_count :]
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
     """Scaled dot-product attention (B, H, T, D); without a mask the queries are the last T of the keys, causally."""
-    if query.shape[2] == 1 and query.device.type == "cpu" and query.dtype == torch.bfloat16 and mask is None:
-        # PyTorch's flash kernel for CPUs takes three times as long for a single query in bfloat16
-        scores = torch.bmm(key.flatten(0, 1), query.flatten(0, 1).mT) * query.shape[-1] ** -0.5
-        return torch.bmm(scores.softmax(1, dtype=torch.float32).to(value.dtype).mT, value.flatten(0, 1)).view_as(query)
-    if mask is None and query.shape[2] > 1:
+    if query.shape[2] > 1 and mask is None:
         mask = causal_lower_right(query.shape[2], key.shape[2])
+    elif query.device.type == "cpu" and key.shape[2] > _LONG and mask is None:
+        return attention_of_one(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+_LONG = 256
+"""Keys from which two plain products are faster on a CPU than PyTorch's flash kernel with a single query."""
+
+
+def attention_of_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention (B, H, 1, D) of the last position to all, by two products and the softmax between them."""
+    return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1) @ value
 
 
 def token_embedding(

@@ -78,6 +78,15 @@ def test_modes_that_need_maps_are_refused(tts: Any, mode: str) -> None:
         static.StaticT3(tts.t3.tfmr, mode, (0, 5), 10)
 
 
+def test_long_and_short_texts_are_attended_to_alike(tts: Any) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 16, 1, 64), torch.randn(2, 16, 300, 64), torch.randn(2, 16, 300, 64)
+    for length in (5, static._LONG, static._LONG + 1, 300):
+        given = query, key[:, :, :length], value[:, :, :length]
+        expected = torch.nn.functional.scaled_dot_product_attention(*given)
+        torch.testing.assert_close(static.attention(*given, None), expected, rtol=1e-5, atol=1e-6)
+
+
 def test_half_precision_speaks(voice: Any) -> None:
     tts = lab.load("tiny", device="cpu", dtype="bfloat16")
     fixed = {"seed": 0, "max_new_tokens": 20, "ignore_eos": True}
@@ -150,7 +159,8 @@ class Work(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("mode", READ_BESIDE)
-def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str) -> None:
+def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "_LONG", 0)  # the early one in the kernels of the late one
     embeds, text = prefill(tts)
     attend = static.StaticT3(tts.t3.tfmr, mode, text, embeds.shape[1] + 900)
     attend(embeds)
@@ -162,8 +172,11 @@ def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str) -> N
         work.append((counted.count, counted.bytes))
     early, late = work
     assert late[0] == early[0]
-    scores = 720 * tts.t3.tfmr.config.num_attention_heads * 4  # bytes, of the one layer that is read
-    assert late[1] - early[1] <= 20 * scores * len(attend.heads)
+    config = tts.t3.tfmr.config
+    scores = (
+        720 * config.num_attention_heads * 4
+    )  # bytes: nothing else may be as long as the text, least of all a cache
+    assert late[1] - early[1] <= scores * (2 * 2 * config.num_hidden_layers + 20 * len(attend.heads))
 
 
 def test_calls_leave_no_memory_behind(tts: Any) -> None:
