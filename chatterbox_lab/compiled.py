@@ -63,18 +63,19 @@ class Compilation:
 
     def __call__(self, *args: Any) -> Any:
         """What `decode_layer` returns, or None where it cannot be compiled."""
-        if self.seconds is not None:
-            return self.function(*args)
         start = time.perf_counter()
         try:
             found = self.function(*args)
+        except torch.OutOfMemoryError:
+            raise
         except Exception as error:  # each missing tool, version and back end has its own
             self.works = False
             reason = " ".join(str(error).split())[:200]
             logger.warning("backend='compile': not possible here, the plain step runs instead (%s)", reason)
             return None
-        self.seconds = time.perf_counter() - start
-        logger.info("backend='compile': compiled in %.1f s", self.seconds)
+        if self.seconds is None:
+            self.seconds = time.perf_counter() - start
+            logger.info("backend='compile': compiled in %.1f s", self.seconds)
         return found
 
 

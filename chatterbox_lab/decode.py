@@ -56,7 +56,7 @@ class EagerT3:
         """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first are the voice's."""
         static = isinstance(self.attend, StaticT3)
         hidden = self.attend.prefill(embeds, voice) if static else self.attend(embeds)
-        return self.head(hidden[:, -1:])[:, -1]
+        return self.t3.speech_head(hidden[:, -1:])[:, -1]
 
     def step(self, position: int) -> torch.Tensor:
         """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
@@ -137,7 +137,10 @@ def stepper_of(
     mode, weights = settings.analyzer, settings.weights
     if settings.backend == "graph":
         with borrowed_graph(t3, mode, heads, capacity) as graph:
-            yield graph.begin(text, how, generator)
+            try:
+                yield graph.begin(text, how, generator, capacity)
+            finally:
+                graph.end(generator)
         return
     if settings.backend == "hf":
         attend = Attention(t3.tfmr, mode, text, heads)

@@ -11,6 +11,7 @@ import logging
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 from chatterbox.models.t3 import T3
@@ -43,6 +44,7 @@ class GraphT3:
         self, t3: T3, mode: str, heads: Heads, capacity: int, record: Callable[..., Work] | None = None
     ) -> None:
         self.attend = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads)
+        self.attend.cache.zero_()  # what a mask hides must not be nan
         self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
         self.start, self.capacity, self.record = t3.hp.start_speech_token, capacity, record or captured
         device, width = t3.device, t3.hp.speech_tokens_dict_size
@@ -56,13 +58,15 @@ class GraphT3:
         self.numbers = torch.ones(2, device=device)
         """CFG weight and temperature."""
         self.generator = torch.Generator(device)
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.graphs: dict[tuple, Work] = {}
         self.text, self.rows, self.key = (0, 0), None, ()
 
-    def begin(self, text: tuple[int, int], how: Sampling, generator: torch.Generator | None) -> GraphT3:
-        """Ready for another call: what was said is forgotten, and the seed taken from the generator.
+    def begin(self, text: tuple[int, int], how: Sampling, generator: torch.Generator | None, needed: int) -> GraphT3:
+        """Ready for another call: what was said is forgotten, and what ``needed`` positions may replay is captured.
 
-        Without one the seed is drawn from PyTorch's default generator of the CPU.
+        The random numbers go on from the generator's state, None is PyTorch's default generator of the device; `end`
+        brings it up to date.
         """
         self.text, self.attend.text, self.attend.length = text, text, 0
         self.spoken.zero_()
@@ -72,9 +76,27 @@ class GraphT3:
         self.key = ("sampling", how.greedy, how.never)
         if self.key not in self.graphs:  # before the seed: capturing draws random numbers
             self._capture(self.key, lambda: self._pick(how))
-        seed = generator.initial_seed() if generator is not None else int(torch.randint(2**62, (1,)))
-        self.generator.manual_seed(seed)
+        for window in self._windows(needed):
+            if ("step", window) not in self.graphs:
+                self._capture(("step", window), partial(self._forward, window))
+        self.generator.set_state(self._source(generator).get_state())
         return self
+
+    def end(self, generator: torch.Generator | None) -> None:
+        """Brings the generator that `begin` was given to where the call has left it."""
+        self._source(generator).set_state(self.generator.get_state())
+
+    def _source(self, generator: torch.Generator | None) -> torch.Generator:
+        if generator is not None:
+            return generator
+        cuda = self.token.device.type == "cuda"
+        return torch.cuda.default_generators[self.token.device.index] if cuda else torch.default_generator
+
+    def _windows(self, needed: int) -> list[int]:
+        windows = [_SHORTEST]
+        while windows[-1] < needed:
+            windows.append(2 * windows[-1])
+        return [min(window, self.capacity) for window in windows]
 
     def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
         """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first are the voice's."""
@@ -87,14 +109,7 @@ class GraphT3:
     def step(self, position: int) -> torch.Tensor:
         """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
         self.attend.length += 1
-        window = _SHORTEST
-        while window < self.attend.length:
-            window *= 2
-        window = min(window, self.capacity)
-        key = ("step", window)
-        if key not in self.graphs:
-            self._capture(key, lambda: self._forward(window))
-        self.graphs[key]()
+        self.graphs["step", self._windows(self.attend.length)[-1]]()
         self.rows = self.row[:, slice(*self.text)] if self.attend.heads else None
         return self.logits
 
@@ -134,28 +149,39 @@ class GraphT3:
                 buffer.copy_(value)
 
         device, start = self.token.device, time.perf_counter()
-        held = torch.cuda.memory_reserved(device) if device.type == "cuda" else 0
-        self.graphs[key] = self.record(work, restore, self.generator)
+        held = _reserved(device)
+        self.graphs[key] = self.record(work, restore, self.generator, self.stream)
         synchronize(device)
-        held = (torch.cuda.memory_reserved(device) if device.type == "cuda" else 0) - held
-        seconds = time.perf_counter() - start
+        seconds, held = time.perf_counter() - start, _reserved(device) - held
         logger.info("backend='graph': %s captured in %.2f s, %.0f MB", key, seconds, held / 1e6)
 
 
-def captured(work: Work, restore: Work, generator: torch.Generator) -> Work:
-    """The work as a CUDA graph, warmed up before (`torch.cuda.graph` asks for that) with its effects undone."""
-    device = generator.device
-    current, side = torch.cuda.current_stream(device), torch.cuda.Stream(device)
-    side.wait_stream(current)
-    with torch.cuda.stream(side):
-        for _ in range(2):
+def _reserved(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def captured(work: Work, restore: Work, generator: torch.Generator, stream: torch.cuda.Stream) -> Work:
+    """The work as a CUDA graph, warmed up before (`torch.cuda.graph` asks for that) with its effects undone.
+
+    Warm-ups and captures of one model share a stream, to which cuBLAS ties its workspace. Generators are registered
+    outside of inference mode, else PyTorch's default one would be of no use to captures outside of it.
+    """
+    with torch.cuda.device(generator.device):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                work()
+                restore()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(False):
+            graph.register_generator_state(torch.cuda.default_generators[torch.cuda.current_device()])
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
             work()
-            restore()
-    current.wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    graph.register_generator_state(generator)
-    with torch.cuda.graph(graph):
-        work()
     return graph.replay
 
 

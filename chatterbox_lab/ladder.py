@@ -67,7 +67,7 @@ def rungs(device: str) -> list[Rung]:
             Rung("CUDA graph, probe", "CUDA graph", settings=graph | {"analyzer": "probe"}),
             Rung("CUDA graph, bfloat16", "CUDA graph", "bfloat16", graph),
         ]
-    return [
+    ladder = [
         stock,
         off,
         cache,
@@ -75,8 +75,9 @@ def rungs(device: str) -> list[Rung]:
         Rung("two-row products, probe", "two-row products", settings=static | {"analyzer": "probe"}),
         Rung("compiled", "two-row products", settings={"backend": "compile"}),
         Rung("bfloat16", "two-row products", "bfloat16", static),
-        Rung("int8", "bfloat16", settings=static | {"weights": "int8"}),
     ]
+    int8 = Rung("int8", "bfloat16", settings=static | {"weights": "int8"})
+    return [*ladder, int8] if torch.device(device).type == "cpu" else ladder
 
 
 def chosen_rungs(known: Sequence[Rung], names: Sequence[str] | None) -> list[Rung]:
@@ -107,7 +108,7 @@ class Ladder:
         self.device, self.seed, self.text = device, seed, text
         self.models: dict[str, ChatterboxTTS] = {}
         for dtype in dict.fromkeys(rung.dtype for rung in self.rungs):
-            self.models[dtype] = load(model, device=device, dtype=dtype, watermark=False)
+            self.models[dtype] = load(model, device=device, dtype=dtype, seed=seed, watermark=False)
             encode_text(self.models[dtype], text)
         self.prompt = self._prompt(next(iter(self.models.values())))[0].shape[1]
         """Positions of the prompt: the voice, the text and the start of speech."""
@@ -144,8 +145,8 @@ class Ladder:
         said: dict[str, list[torch.Tensor]] = {rung.name: [] for rung in rungs}
         rows = []
         try:
-            for first in tqdm([0, *range(1, count, GROUP)], f"round {number}", leave=False):
-                for rung in rungs[:: -1 if (first + number) % 2 else 1]:  # to and fro
+            for turn, first in enumerate(tqdm([0, *range(1, count, GROUP)], f"round {number}", leave=False)):
+                for rung in rungs[:: -1 if (turn + number) % 2 else 1]:  # to and fro
                     start = time.perf_counter()
                     with plain_products() if rung.plain else nullcontext():
                         group = list(islice(streams[rung.name], GROUP if first else 1))
@@ -167,18 +168,19 @@ class Ladder:
     def first_uses(self) -> list[dict[str, Any]]:
         """A row a rung: ``first_use_seconds``, what its first use costs once (packing, compiling, capturing).
 
-        ``kept_bytes`` is by how much the memory in use is larger afterwards: the allocator's on a GPU, the process's
-        resident size elsewhere.
+        That is beyond what the rungs before it have made already, the first of all pays for the process's own start,
+        and a compilation may be found in PyTorch's cache on disk. ``kept_bytes`` is by how much more memory is held
+        afterwards: by the allocator on a GPU, by the process elsewhere.
         """
         rows = []
         for rung in tqdm(self.rungs, "first uses", leave=False):
-            before, took = memory_in_use(self.device), []
+            before, took = _held(self.device), []
             for _ in range(2):
                 start = time.perf_counter()
                 list(self.tokens(rung, 3))
                 synchronize(self.device)
                 took.append(time.perf_counter() - start)
-            kept = memory_in_use(self.device) - before
+            kept = _held(self.device) - before
             uses = {"first_use_seconds": took[0] - took[1], "kept_bytes": kept}
             rows.append({"rung": rung.name, "dtype": rung.dtype} | uses)
         return rows
@@ -266,10 +268,18 @@ class Ladder:
         return rows
 
 
+def _held(device: str) -> int:
+    """Bytes that the process holds: on CUDA in the allocator once what is free is given back."""
+    if torch.device(device).type != "cuda":
+        return memory_in_use(device)
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
 def _kind(operator: str) -> str | None:
     if operator.endswith(("::mm", "::addmm", "::_linear_pointwise", "::linear_dynamic")):
         return "products"
-    if "scaled_dot_product" in operator or operator.endswith(("::bmm", "::_softmax")):
+    if "dot_product" in operator or operator.endswith(("_attention_forward", "::bmm", "::_softmax")):
         return "attention"
     return None
 
@@ -384,10 +394,14 @@ def measured(
             for row in part:
                 about[row["rung"]] |= row
         yield [row | {"run": "about", "round": 0} for row in about.values()]
+    elif any(("short", number) not in done for number in range(rounds)) or long:
+        ladder.climb(tokens)  # warms up a process that goes on with what another began
     for number in range(-1, rounds):  # the first warms up
         if ("short", number) not in done:
             yield [row | {"asked_tokens": tokens, "run": "short"} for row in ladder.climb(tokens, number)]
     if long and ("long", 0) not in done:
+        if torch.device(ladder.device).type == "cuda":
+            ladder.climb(long, names=long_rungs)  # whatever a longer text has captured or planned first
         yield [row | {"asked_tokens": long, "run": "long"} for row in ladder.climb(long, names=long_rungs)]
 
 
@@ -421,8 +435,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 130
     table = record.table()
     print(summary(table).to_string(float_format="%.3g"))
-    if chosen.long:
-        print("\nthe 800th token over the 80th:", late_over_early(growth(table)).round(2).to_dict())
+    late = late_over_early(growth(table)).dropna().round(2) if chosen.long else []
+    if len(late):
+        print("\nthe 800th token over the 80th:", late.to_dict())
     print(f"\n{len(table)} rows are in {path.name}.")
     return 0
 

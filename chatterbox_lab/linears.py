@@ -21,7 +21,7 @@ from .patching import attribute
 Rows = Callable[[torch.Tensor], torch.Tensor]
 _FEW = 4
 """Rows up to which a product is bound by reading the weights; more go to ``F.linear``."""
-_kept: WeakKeyDictionary[torch.nn.Module, dict[Any, tuple[tuple, Any]]] = WeakKeyDictionary()
+_kept: WeakKeyDictionary[torch.nn.Module, tuple[tuple, dict[Any, Any]]] = WeakKeyDictionary()
 
 
 class Stacked:
@@ -58,12 +58,13 @@ def plain_products() -> Iterator[None]:
 def _loaded(weights: Sequence[torch.Tensor]) -> Rows:
     """The product that this device and dtype does fastest with the weights' own values."""
     like = weights[0]
+    onednn = torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
     if like.device.type == "cuda":  # one launch instead of several; the copy is read, the original is not
         fused = torch.cat(list(weights)) if len(weights) > 1 else like
         return lambda rows: F.linear(rows, fused)
     if like.device.type == "cpu" and like.dtype == torch.float32:
         return lambda rows: _columns(weights, rows)
-    if like.device.type == "cpu" and like.dtype == torch.bfloat16 and torch.backends.mkldnn.is_available():
+    if like.device.type == "cpu" and like.dtype == torch.bfloat16 and onednn:
         return _reordered(torch.cat(list(weights)))
     return lambda rows: _many(weights, rows)
 
@@ -98,7 +99,7 @@ def _int8(weights: Sequence[torch.Tensor]) -> Rows:
 
 def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
     """The speech head's product for hidden states (B, T, C), made as `Stacked` and kept with the head."""
-    if getattr(head, "bias", None) is not None or not isinstance(head, torch.nn.Linear):
+    if type(head) not in (torch.nn.Linear, FlowCodesHead) or head.bias is not None:
         return head
     product = kept(head, kind, lambda: Stacked([head.weight], kind))
     if isinstance(head, FlowCodesHead):
@@ -107,12 +108,21 @@ def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
 
 
 def kept(module: torch.nn.Module, key: Any, make: Callable[[], Any]) -> Any:
-    """What ``make`` returns, kept with the module until that is gone or its weights are others."""
-    state = tuple((weight.data_ptr(), weight._version, weight.dtype) for weight in module.parameters())
-    found = _kept.setdefault(module, {})
-    if key not in found or found[key][0] != state:
-        found[key] = state, make()
-    return found[key][1]
+    """What ``make`` returns, kept with the module until that is gone or its weights are others.
+
+    Weights that are changed in place behind PyTorch's back, through ``.data``, go unnoticed.
+    """
+    state = tuple(
+        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        for weight in module.parameters()
+    )
+    before, found = _kept.get(module, (None, {}))
+    if before != state:
+        found = {}
+        _kept[module] = state, found
+    if key not in found:
+        found[key] = make()
+    return found[key]
 
 
 def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
@@ -123,6 +133,9 @@ def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Sta
     Args:
         tfmr: T3's ``LlamaModel``.
         kind: see `Stacked`.
+
+    Raises:
+        ValueError: layers that are not plain linear ones any more, such as an adapter's.
     """
 
     def make() -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
@@ -135,6 +148,9 @@ def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Sta
                 (mlp.gate_proj, mlp.up_proj),
                 (mlp.down_proj,),
             )
+            for part in (part for parts in together for part in parts):
+                if type(part) is not torch.nn.Linear or part.bias is not None:
+                    raise ValueError(f"T3 has a {type(part).__name__} where a plain Linear was: use backend='hf'")
             found.append(tuple(Stacked([part.weight for part in parts], kind) for parts in together))
         return found
 

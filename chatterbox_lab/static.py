@@ -6,13 +6,19 @@ for masks and rotary tables anew in every step. Here both are there before the f
 
 from __future__ import annotations
 
+from contextlib import nullcontext
+
 import torch
 import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
 from .attention import FORK_HEADS, Heads, alignment_rows, averaged_rows, check_heads
 from .linears import kept, layer_linears
 from .settings import READ_BESIDE
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""On a GPU without cuDNN's attention, which plans anew for every length."""
 
 
 class StaticT3:
@@ -50,7 +56,7 @@ class StaticT3:
         shape = (len(tfmr.layers), 2, 2, self.head_count, capacity, self.head_width)
         # A CPU reads float32 in less time than its kernels need for half as many bytes of bfloat16.
         dtype = torch.float32 if like.device.type == "cpu" else like.dtype
-        self.cache = torch.zeros(shape, dtype=dtype, device=like.device)
+        self.cache = torch.empty(shape, dtype=dtype, device=like.device)
         """Keys and values: (layers, 2, CFG rows, heads, capacity, head width)."""
         self.tables = rotary_tables(tfmr.rotary_emb, capacity, self.cache)
         self.weights, self.linears = weights, layer_linears(tfmr, weights)
@@ -108,11 +114,12 @@ class StaticT3:
         tables = tuple(table[position] for table in self.tables)
         found: dict[int, torch.Tensor] = {}
         wanted = {index for index, _ in self.heads if text is not None}
-        for index in range(len(self.tfmr.layers)):
-            hidden, query = self.layer(index, hidden, tables, position, window, mask)
-            if index in wanted:
-                keys = self.cache[index, 0, :, :, :window]
-                found[index] = alignment_rows(query, keys, text, position=None if mask is None else position)
+        with sdpa_kernel(_KERNELS) if hidden.device.type == "cuda" else nullcontext():
+            for index in range(len(self.tfmr.layers)):
+                hidden, query = self.layer(index, hidden, tables, position, window, mask)
+                if index in wanted:
+                    keys = self.cache[index, 0, :, :, :window]
+                    found[index] = alignment_rows(query, keys, text, position=None if mask is None else position)
         rows = averaged_rows(found, self.heads) if found else None
         return rms_norm(hidden, self.tfmr.norm), rows
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -168,21 +168,21 @@ def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
 
 def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
     settings, _, seed, max_new_tokens = call
-    tokens = _tokens(tts, call)
     fade = min(round(settings.fade_duration * tts.sr), settings.chunk_size * SAMPLES_PER_TOKEN // 2)
     renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context_window, fade, seed or 0)
     ended = False
-    while not ended:
-        with clock.stage("t3"):
-            chunk = list(_take(tokens, settings.chunk_size, clock))
-        ended = len(chunk) < settings.chunk_size or clock.calls["token"] == max_new_tokens
-        with clock.stage("s3gen"):
-            new = torch.cat(chunk) if chunk else torch.zeros(0, dtype=torch.long)
-            audio = renderer.push(new, last=ended)
-        if audio.shape[1]:
-            with clock.stage("watermark"):
-                audio = watermark(tts, audio)
-            yield audio
+    with closing(_tokens(tts, call)) as tokens:  # an error must not leave T3 suspended
+        while not ended:
+            with clock.stage("t3"):
+                chunk = list(_take(tokens, settings.chunk_size, clock))
+            ended = len(chunk) < settings.chunk_size or clock.calls["token"] == max_new_tokens
+            with clock.stage("s3gen"):
+                new = torch.cat(chunk) if chunk else torch.zeros(0, dtype=torch.long)
+                audio = renderer.push(new, last=ended)
+            if audio.shape[1]:
+                with clock.stage("watermark"):
+                    audio = watermark(tts, audio)
+                yield audio
 
 
 def _take(tokens: Iterator[torch.Tensor], count: int, clock: StageClock) -> Iterator[torch.Tensor]:

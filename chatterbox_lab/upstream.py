@@ -67,6 +67,7 @@ def upstream_steps(
     """
     settings, text_tokens, seed, max_new_tokens = _call(tts, text, settings, overrides, seed, max_new_tokens)
 
+    @torch.inference_mode()
     def steps() -> Iterator[torch.Tensor]:
         if seed is not None:
             torch.manual_seed(seed)
@@ -76,10 +77,9 @@ def upstream_steps(
                 temperature=settings.temperature, cfg_weight=settings.cfg_weight,
             )  # fmt: skip
             try:
-                with torch.inference_mode():
-                    for token in stream:
-                        if int(token) not in (tts.t3.hp.start_speech_token, tts.t3.hp.stop_speech_token):
-                            yield token[0]
+                for token in stream:
+                    if int(token) not in (tts.t3.hp.start_speech_token, tts.t3.hp.stop_speech_token):
+                        yield token[0]
             finally:
                 stream.close()
                 remove_spies(tts.t3.tfmr)

@@ -46,3 +46,18 @@ def test_without_a_compiler_one_line_says_so_and_the_plain_step_runs(
     ours = [record.getMessage() for record in caplog.records if record.name == "chatterbox_lab"]
     assert len(ours) == 1
     assert ours[0].startswith("backend='compile': not possible here, the plain step runs instead")
+
+
+def test_a_step_that_cannot_be_compiled_later_runs_as_it_is(
+    tts: Any, afresh: None, caplog: pytest.LogCaptureFixture
+) -> None:
+    def broken(*_: Any) -> None:
+        raise RuntimeError("recompile limit reached")
+
+    made = linears.kept(tts.t3.tfmr, "compiled", compiled.Compilation)
+    made.function, made.seconds = broken, 1.0
+    fixed = {"seed": 0, "max_new_tokens": 5, "ignore_eos": True}
+    with torch.inference_mode(), caplog.at_level(logging.WARNING, "chatterbox_lab"):
+        said = lab.speech_tokens(tts, TEXT, backend="compile", **fixed)
+    assert torch.equal(said, lab.speech_tokens(tts, TEXT, backend="static", **fixed))
+    assert "recompile limit reached" in caplog.text

@@ -8,6 +8,8 @@ from typing import Any
 import pytest
 import torch
 from conftest import TEXT
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 import chatterbox_lab as lab
 from chatterbox_lab import decode, graph, linears
@@ -16,18 +18,46 @@ from chatterbox_lab.stream import conditioning, encode_text
 LONG = "One two three, four five six, seven eight nine; and ten to finish this long sentence with."
 
 
+class Operations(TorchDispatchMode):
+    """Records operators with the very tensors that they read and wrote, as a capture does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[tuple] = []
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        if func in (torch.ops.aten._local_scalar_dense.default, torch.ops.aten.nonzero.default):
+            raise RuntimeError(f"{func} waits for the device: not permitted in a capture")
+        found = func(*args, **(kwargs or {}))
+        self.calls.append((func, args, kwargs or {}, found))
+        return found
+
+    @torch.inference_mode()
+    def replay(self) -> None:
+        """Runs the operators again, into the same memory; no line of Python that led to them is run."""
+        for func, args, kwargs, before in self.calls:
+            found = func(*args, **kwargs)
+            if not func._schema.is_mutable:  # of what was a view, the copy changes nothing
+                for old, new in zip(tree_leaves(before), tree_leaves(found), strict=True):
+                    if isinstance(old, torch.Tensor):
+                        old.copy_(new)
+
+
 class Recorder:
-    """Stands in for the capture: warms up as it does, and replays by calling."""
+    """Stands in for the capture: warms up as it does, and replays operators instead of kernels."""
 
     def __init__(self) -> None:
         self.captures = 0
 
-    def __call__(self, work: Callable[[], None], restore: Callable[[], None], generator: Any) -> Callable[[], None]:
+    def __call__(self, work: Callable[[], None], restore: Callable[[], None], *_: Any) -> Callable[[], None]:
         self.captures += 1
         for _ in range(2):
             work()
             restore()
-        return work
+        with Operations() as operations:
+            work()
+        restore()  # a capture runs nothing
+        return operations.replay
 
 
 @pytest.fixture
@@ -53,6 +83,12 @@ def test_same_tokens_as_upstream_for_any_text_seed_and_setting(tts: Any, recorde
         said = lab.speech_tokens(tts, text, backend="graph", analyzer=mode, **fixed)
         assert torch.equal(said, lab.upstream_tokens(tts, text, **fixed))
     assert recorder.captures == 2  # one window of the step, one way to sample
+
+
+def test_what_waits_for_the_device_is_noticed() -> None:
+    token = torch.tensor([3])
+    with pytest.raises(RuntimeError, match="waits for the device"):
+        Recorder()(lambda: print(int(token)), lambda: None)
 
 
 def test_a_long_text_goes_from_window_to_window(tts: Any, recorder: Recorder, caplog: pytest.LogCaptureFixture) -> None:
@@ -103,18 +139,34 @@ def test_a_graph_is_given_back_by_a_call_that_failed(tts: Any, recorder: Recorde
     stream.close()
     free = linears.kept(tts.t3, ("graph", "off", tuple(decode.FORK_HEADS)), list)
     assert len(free) == 1
-    lab.speech_tokens(tts, TEXT, **fixed)
+    said = lab.speech_tokens(tts, LONG, **fixed)
+    assert torch.equal(said, lab.speech_tokens(tts, LONG, **fixed | {"backend": "static"}))
     assert len(free) == 1
     assert recorder.captures == 2
 
 
+def test_a_renderer_that_fails_gives_the_graph_back(
+    tts: Any, recorder: Recorder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(*_: Any, **__: Any) -> None:
+        raise RuntimeError("no audio today")
+
+    monkeypatch.setattr("chatterbox_lab.stream.Renderer.push", broken)
+    with pytest.raises(RuntimeError, match="no audio today") as caught:
+        list(lab.generate_stream(tts, TEXT, chunk_size=5, seed=0, max_new_tokens=10, ignore_eos=True, backend="graph"))
+    assert caught.tb is not None  # as in a notebook, where the last error's frames stay
+    assert len(linears.kept(tts.t3, ("graph", "off", tuple(decode.FORK_HEADS)), list)) == 1
+
+
 def test_without_a_seed_the_default_generator_decides(tts: Any, recorder: Recorder) -> None:
     said = []
-    for start in (1, 1, 2):
-        torch.manual_seed(start)
-        said.append(lab.speech_tokens(tts, TEXT, max_new_tokens=20, ignore_eos=True, backend="graph"))
-    assert torch.equal(said[0], said[1])
-    assert not torch.equal(said[0], said[2])
+    for backend in ("graph", "static"):
+        torch.manual_seed(1)
+        for _ in range(2):  # the second goes on where the first has left the generator
+            said.append(lab.speech_tokens(tts, TEXT, max_new_tokens=20, ignore_eos=True, backend=backend))
+    assert torch.equal(said[0], said[2])
+    assert torch.equal(said[1], said[3])
+    assert not torch.equal(said[0], said[1])
 
 
 def test_the_host_looks_at_the_tokens_at_a_chunks_end_at_the_latest() -> None:

@@ -5,6 +5,7 @@ from typing import Any
 
 import pandas as pd
 import pytest
+import torch
 
 import chatterbox_lab as lab
 from chatterbox_lab import ladder, linears
@@ -42,6 +43,38 @@ def test_the_summary_compares_within_groups(climbed: pd.DataFrame) -> None:
     assert found.loc["int8", "ms/token"] == pytest.approx(1e3 * (own["seconds"] / own["tokens"]).median())
 
 
+def test_ratios_are_paired_and_point_upwards() -> None:
+    rows = []
+    for number, slow in ((0, 1.0), (1, 4.0)):  # the second round fell into a slow spell
+        for rung, ms in (("stock", 300.0), ("two-row products", 100.0), ("int8", 20.0)):
+            common = {"run": "short", "rung": rung, "round": number, "asked_tokens": 9}
+            rows.append(common | {"phase": "prefill", "first": 0, "tokens": 1, "seconds": 2.0, "same_tokens": 9})
+            rows.append(common | {"phase": "step", "first": 1, "tokens": 8, "seconds": 8 * ms * slow / 1e3})
+    for rung, below in (("stock", "stock"), ("two-row products", "stock"), ("int8", "two-row products")):
+        about = {"below": below, "limit_seconds": 0.01, "logits_error": 0.0, "first_use_seconds": 0.0}
+        rows.append({"run": "about", "rung": rung, "round": 0} | about)
+    found = ladder.summary(pd.DataFrame(rows))
+    assert found["to stock"].to_list() == pytest.approx([1, 3, 15])
+    assert found["to below"].to_list() == pytest.approx([1, 3, 5])
+    assert found.loc["int8", "ms/token"] == pytest.approx(50)
+    assert found.loc["int8", "share of limit"] == pytest.approx(0.2)
+
+
+def test_neighbours_change_from_turn_to_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    climb = ladder.Ladder("tiny", "cpu", NAMES[1:2])
+    order: list[str] = []
+
+    def tokens(rung: ladder.Rung, count: int) -> Any:
+        for _ in range(count):
+            order.append(rung.name)
+            yield torch.tensor([1])
+
+    monkeypatch.setattr(climb, "tokens", tokens)
+    climb.climb(25)
+    turns = [rung for number, rung in enumerate(order) if number == 0 or order[number - 1] != rung]
+    assert turns == [ladder.STOCK, NAMES[1], ladder.STOCK, NAMES[1], ladder.STOCK]  # a turn ends with who begins next
+
+
 def test_the_step_is_taken_apart(climbed: pd.DataFrame) -> None:
     about = climbed[climbed["run"] == "about"].set_index("rung")
     for name in NAMES:
@@ -72,7 +105,7 @@ def test_a_plain_rung_is_the_static_cache_alone(monkeypatch: pytest.MonkeyPatch)
 
 
 def test_what_a_ladder_on_a_gpu_would_climb_exists() -> None:
-    for device in ("cpu", "cuda"):
+    for device in ("cpu", "cuda", "mps"):
         there = ladder.rungs(device)
         names = [rung.name for rung in there]
         assert names[0] == ladder.STOCK
@@ -87,6 +120,7 @@ def test_the_rungs_speak_like_upstream_in_lockstep() -> None:
     rows = climb.climb(40)
     same = {row["rung"]: row["same_tokens"] for row in rows if "same_tokens" in row}
     assert same == {ladder.STOCK: 40} | dict.fromkeys(NAMES[:2], 40)
+    assert not torch.is_inference_mode_enabled()
     assert not any(module._forward_hooks for module in climb.models["float32"].t3.modules())
 
 

@@ -56,13 +56,28 @@ def test_what_is_kept_is_made_again_for_other_weights() -> None:
     assert len(made) == 3
 
 
-def test_a_model_that_is_let_go_takes_everything_with_it() -> None:
+@pytest.mark.parametrize("chosen", [{}, {"weights": "int8"}])
+def test_a_model_that_is_let_go_takes_everything_with_it(chosen: dict[str, str]) -> None:
     tts = lab.load("tiny", device="cpu", watermark=False)
-    lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, backend="static", weights="int8")
-    there = weakref.ref(tts.t3)
+    lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, backend="static", **chosen)
+    there = [weakref.ref(module) for module in (tts.t3, tts.t3.tfmr, tts.t3.speech_head)]
     del tts
     gc.collect()
-    assert there() is None
+    assert [module() for module in there] == [None] * 3
+
+
+def test_layers_that_are_no_plain_linear_ones_are_refused() -> None:
+    tts = lab.load("tiny", device="cpu", watermark=False)
+    layer = tts.t3.tfmr.layers[2].mlp
+    layer.up_proj = torch.nn.Sequential(layer.up_proj)
+    with pytest.raises(ValueError, match="a Sequential where a plain Linear was: use backend='hf'"):
+        lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, backend="static")
+
+
+def test_a_model_made_in_inference_mode_speaks() -> None:
+    with torch.inference_mode():
+        tts = lab.load("tiny", device="cpu", watermark=False)
+        assert len(lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, ignore_eos=True, backend="static")) == 3
 
 
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])

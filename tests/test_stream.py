@@ -309,7 +309,12 @@ def test_a_patched_model_says_what_ours_says(tts: Any) -> None:
 
 def test_every_argument_of_a_patched_call_arrives(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived: list[lab.StreamSettings] = []
-    monkeypatch.setattr(stream, "decode", lambda t3, cond, text, settings, **_: arrived.append(settings) or iter([]))
+
+    def decode(t3: Any, cond: Any, text: Any, settings: lab.StreamSettings, **_: Any) -> Any:
+        arrived.append(settings)
+        yield from ()
+
+    monkeypatch.setattr(stream, "decode", decode)
     spoken = {"temperature": 0.7, "cfg_weight": 0.3, "exaggeration": 0.9}
     cut = {"chunk_size": 5, "context_window": 9, "fade_duration": 0.01}
     with lab.patch(tts, analyzer="probe", guard=True):
