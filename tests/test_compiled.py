@@ -1,7 +1,10 @@
 from __future__ import annotations
 
 import logging
+import shutil
+import sysconfig
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -23,6 +26,10 @@ def afresh() -> Iterator[None]:
     torch._dynamo.reset()
 
 
+@pytest.mark.skipif(
+    shutil.which("g++") is None or not Path(sysconfig.get_path("include"), "Python.h").exists(),
+    reason="nothing can be compiled here: g++ or Python's headers are missing",
+)
 def test_one_compilation_serves_every_layer_length_text_and_call(tts: Any, afresh: None) -> None:
     for text, mode, tokens in ((TEXT, "off", 30), ("No.", "probe", 12), (TEXT * 3, "off", 12)):
         for seed in (0, 1):
