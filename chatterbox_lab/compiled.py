@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
+from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -65,7 +66,8 @@ class Compilation:
         """What `decode_layer` returns, or None where it cannot be compiled."""
         start = time.perf_counter()
         try:
-            found = self.function(*args)
+            with redirect_stderr(None) if self.seconds is None else nullcontext():  # where PyTorch misses a GPU
+                found = self.function(*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each missing tool, version and back end has its own

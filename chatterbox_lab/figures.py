@@ -222,7 +222,7 @@ def growth(times: pd.DataFrame) -> Figure:
         ax.plot(times.index, times[rung], ".", color=shade, markersize=2, alpha=0.5)
         ax.plot(times.index, smooth, line, color=shade, marker=marker, markevery=12, markersize=5, label=rung)
     ax.axhline(_REAL_TIME, color="0.4", linestyle=":")
-    ax.annotate("real time", (times.index[-1], _REAL_TIME), (0, 3), textcoords="offset points", size=8, ha="right")
+    ax.annotate("real time", (times.index[-1], _REAL_TIME), (0, -11), textcoords="offset points", size=8, ha="right")
     ax.set(xlabel="tokens said before", ylabel="ms a token", title="A token's price as the text gets longer")
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8, ncols=2)
