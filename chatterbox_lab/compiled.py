@@ -48,7 +48,7 @@ class CompiledT3(StaticT3):
             weights = [linear.weights for linear in self.linears[index]]
             epsilon = layer.input_layernorm.variance_epsilon
             rows = hidden[:, 0].contiguous()  # other strides would compile anew
-            found = self.compiled(rows, weights, norms, epsilon, *cache, *tables, position, self.head_width)
+            found = self.compiled(rows, weights, norms, epsilon, *cache, *tables, self.head_width)
             if found is not None:
                 return found[0][:, None], found[1]
         return super().layer(index, hidden, tables, position, window, mask)
@@ -90,7 +90,6 @@ def decode_layer(
     values: torch.Tensor,
     cosine: torch.Tensor,
     sine: torch.Tensor,
-    position: torch.Tensor,
     head_width: int,
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """One layer of one decode step in one function: hidden states (2, C), from such, and queries (2, H, 1, D).
@@ -104,8 +103,8 @@ def decode_layer(
     normed = F.rms_norm(hidden, hidden.shape[-1:], norms[0], epsilon)
     query, key, value = (heads(weight) for weight in weights[0])
     query = rotated(query, cosine, sine)
-    keys.index_copy_(2, position, rotated(key, cosine, sine))
-    values.index_copy_(2, position, value)
+    keys[:, :, -1:] = rotated(key, cosine, sine)
+    values[:, :, -1:] = value
     attend = attention_of_one if keys.device.type == "cpu" else F.scaled_dot_product_attention
     attended = attend(query, keys, values).flatten(1).to(hidden.dtype)
     hidden = hidden + product(attended, weights[1][0])
