@@ -148,8 +148,7 @@ class GraphT3:
             for buffer, value in zip(state, before, strict=True):
                 buffer.copy_(value)
 
-        device, start = self.token.device, time.perf_counter()
-        held = _reserved(device)
+        device, start, held = self.token.device, time.perf_counter(), _reserved(self.token.device)
         self.graphs[key] = self.record(work, restore, self.generator, self.stream)
         synchronize(device)
         seconds, held = time.perf_counter() - start, _reserved(device) - held

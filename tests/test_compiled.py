@@ -32,7 +32,7 @@ def afresh() -> Iterator[None]:
 )
 def test_one_compilation_serves_every_layer_length_text_and_call(tts: Any, afresh: None) -> None:
     for text, mode, tokens in ((TEXT, "off", 30), ("No.", "probe", 12), (TEXT * 3, "off", 12)):
-        for seed in (0, 1):
+        for seed in (0,) if mode == "off" else (0, 1):
             fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
             said = lab.speech_tokens(tts, text, backend="compile", analyzer=mode, **fixed)
             assert torch.equal(said, lab.upstream_tokens(tts, text, **fixed))

@@ -25,8 +25,8 @@ def prefill(tts: Any, text: str = TEXT) -> tuple[torch.Tensor, tuple[int, int]]:
 @pytest.mark.parametrize("mode", READ_BESIDE)
 @pytest.mark.parametrize("text", TEXTS)
 def test_same_seed_same_tokens_as_upstream(tts: Any, mode: str, text: str) -> None:
-    for seed in range(3):
-        fixed = {"seed": seed, "max_new_tokens": 40, "ignore_eos": True}
+    for seed in range(2):
+        fixed = {"seed": seed, "max_new_tokens": 30, "ignore_eos": True}
         expected = lab.upstream_tokens(tts, text, **fixed)
         assert torch.equal(lab.speech_tokens(tts, text, analyzer=mode, backend="static", **fixed), expected)
 
