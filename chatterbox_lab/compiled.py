@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 import time
 from collections.abc import Callable
-from contextlib import nullcontext, redirect_stderr
 from typing import Any
 
 import torch
@@ -66,8 +65,7 @@ class Compilation:
         """What `decode_layer` returns, or None where it cannot be compiled."""
         start = time.perf_counter()
         try:
-            with redirect_stderr(None) if self.seconds is None else nullcontext():  # where PyTorch misses a GPU
-                found = self.function(*args)
+            found = self.function(*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each missing tool, version and back end has its own
