@@ -137,8 +137,9 @@ def stepper_of(
     mode, weights = settings.analyzer, settings.weights
     if settings.backend == "graph":
         with borrowed_graph(t3, mode, heads, capacity) as graph:
+            graph.begin(text, how, generator, capacity)
             try:
-                yield graph.begin(text, how, generator, capacity)
+                yield graph
             finally:
                 graph.end(generator)
         return
