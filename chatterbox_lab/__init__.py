@@ -24,19 +24,23 @@ if find_spec("perth") is None:
     sys.modules["perth"] = ModuleType("perth", "Stands in for resemble-perth, which is not installed.")
     sys.modules["perth"].PerthImplicitWatermarker = None
 
-from .settings import BALANCED, BASELINE, BEST_RTF, StreamSettings  # noqa: E402
+from .pacing import Costs  # noqa: E402
+from .settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, StreamSettings  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
+    "ADAPTIVE",
     "BALANCED",
     "BASELINE",
     "BEST_RTF",
+    "Costs",
     "StreamMetrics",
     "StreamSettings",
     "generate",
     "generate_stream",
     "load",
     "patch",
+    "recommend",
     "speech_tokens",
     "tune_torch",
     "upstream_stream",
@@ -51,6 +55,7 @@ _LAZY = {
     "generate": "stream",
     "generate_stream": "stream",
     "patch": "stream",
+    "recommend": "advice",
     "speech_tokens": "stream",
     "upstream_stream": "upstream",
     "upstream_tokens": "upstream",

@@ -45,8 +45,8 @@ from huggingface_hub import snapshot_download
 from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 from safetensors.torch import load_file, save_file
 
+from .files import REPOSITORY, written_whole
 from .patching import attribute
-from .records import REPOSITORY, written_whole
 
 MODELS = ("tiny", "random", "pretrained", "lab")
 DTYPES = ("float32", "bfloat16", "float16")

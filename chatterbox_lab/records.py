@@ -5,8 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,7 +15,8 @@ import pandas as pd
 import psutil
 import torch
 
-REPOSITORY = Path(__file__).resolve().parent.parent
+from .files import REPOSITORY, written_whole
+
 RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
 
 
@@ -76,17 +76,6 @@ def output_folder(kind: str) -> Path:
     folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", default)) / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
-
-
-@contextmanager
-def written_whole(path: Path) -> Iterator[Path]:
-    """A temporary path beside ``path`` that takes its place on success and is gone on failure."""
-    part = path.with_name(f".{path.stem}.part{path.suffix}")
-    try:
-        yield part
-        part.replace(path)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def save_results(table: pd.DataFrame, name: str, facts: dict[str, Any]) -> Path:

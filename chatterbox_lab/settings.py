@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
 from operator import index
 from typing import Any
+
+from .pacing import TOKEN_SECONDS, UNMEASURED, Costs, growing
 
 ANALYZERS = ("stock", "layer", "off", "probe")
 BACKENDS = ("hf", "static", "compile", "graph")
 WEIGHTS = ("loaded", "int8")
-SCHEDULES = ("fixed",)
+SCHEDULES = ("fixed", "grow")
 READ_BESIDE = ("off", "probe")
 """The analyzer modes that need no attention maps, and so work with every backend."""
 
 _CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "weights": WEIGHTS, "schedule": SCHEDULES}
-_COUNTS = {"chunk_size": 1, "context_window": 0}
+_COUNTS = {"chunk_size": 1, "context_window": 0, "max_chunk_size": 1}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
 _MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
 _COLDEST = 1e-3  # below it logits over temperature leave the range of float16
@@ -44,7 +48,11 @@ class StreamSettings:
             analyzers ``"off"`` and ``"probe"``.
         weights: of T3's decode steps: ``"loaded"`` as the model has them, ``"int8"`` rounded to 8 bits (backend
             ``"static"`` on a CPU; kept beside the model's own, with which the prefill goes on; other tokens).
-        schedule: how chunk sizes follow one another; ``"fixed"`` repeats ``chunk_size``.
+        schedule: how chunk sizes follow one another. ``"fixed"`` repeats ``chunk_size``. ``"grow"`` begins with it, and
+            makes each next chunk as large as the listener's buffer allows, by ``costs`` and not by the clock, so that
+            a stream can be repeated.
+        max_chunk_size: the most tokens of a chunk that has grown, at least ``chunk_size``.
+        costs: what the machine takes for a token and a chunk, for ``"grow"``; `recommend` measures it.
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.
 
@@ -63,6 +71,8 @@ class StreamSettings:
     backend: str = "hf"
     weights: str = "loaded"
     schedule: str = "fixed"
+    max_chunk_size: int = 250
+    costs: Costs = UNMEASURED
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -85,8 +95,28 @@ class StreamSettings:
             )
         if self.weights != "loaded" and self.backend != "static":
             raise ValueError(f"weights={self.weights!r} with backend={self.backend!r}: only 'static' has other weights")
+        if not isinstance(self.costs, Costs):
+            raise ValueError(f"costs={self.costs!r}: must be a Costs, such as advice.calibrate measures")
+        if self.schedule == "grow" and self.max_chunk_size < self.chunk_size:
+            raise ValueError(f"max_chunk_size={self.max_chunk_size!r}: must be at least chunk_size={self.chunk_size}")
         if self.guard and self.analyzer == "off":
             raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
+
+    @property
+    def fade(self) -> float:
+        """Seconds of the cross-fade that are used: at most half a chunk."""
+        return min(self.fade_duration, self.chunk_size * TOKEN_SECONDS / 2)
+
+    @property
+    def context(self) -> int:
+        """Tokens of context that a chunk gets once as many were said: at least those of the cross-fade."""
+        return max(self.context_window, math.ceil(self.fade / TOKEN_SECONDS))
+
+    def chunk_sizes(self) -> Iterator[int]:
+        """New tokens of each chunk in turn, without end; the last chunk of an utterance has what is left."""
+        if self.schedule == "fixed":
+            return repeat(self.chunk_size)
+        return growing(self.costs, self.chunk_size, self.max_chunk_size, self.context, self.fade)
 
     def replace(self, **overrides: Any) -> StreamSettings:
         """A copy with some fields changed and checked again. Raises ValueError for a name that is no field."""
@@ -125,3 +155,5 @@ BALANCED = StreamSettings(chunk_size=50, context_window=100)
 """The report's recommendation."""
 BEST_RTF = StreamSettings(chunk_size=75, context_window=150)
 """The report's setting for the lowest RTF."""
+ADAPTIVE = StreamSettings(chunk_size=25, context_window=50, schedule="grow")
+"""An early first chunk, and then ever larger ones; `advice.recommend` fits it to a machine."""

@@ -19,7 +19,7 @@ from .decode import check_backend, decode
 from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
 from .models import check_reference
 from .patching import attribute
-from .render import SAMPLES_PER_TOKEN, Renderer
+from .render import Renderer
 from .settings import BALANCED, StreamSettings, whole_number
 
 _WATERMARK_BLOCK = 960  # PerTh crops what does not fill its hop of 240 samples at 24 kHz, and needs over 768
@@ -168,14 +168,14 @@ def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
 
 def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
     settings, _, seed, max_new_tokens = call
-    fade = min(round(settings.fade_duration * tts.sr), settings.chunk_size * SAMPLES_PER_TOKEN // 2)
-    renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context_window, fade, seed or 0)
-    ended = False
+    renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context, round(settings.fade * tts.sr), seed or 0)
+    sizes, ended = settings.chunk_sizes(), False
     with closing(_tokens(tts, call)) as tokens:  # an error must not leave T3 suspended
         while not ended:
             with clock.stage("t3"):
-                chunk = list(_take(tokens, settings.chunk_size, clock))
-            ended = len(chunk) < settings.chunk_size or clock.calls["token"] == max_new_tokens
+                size = next(sizes)
+                chunk = list(_take(tokens, size, clock))
+            ended = len(chunk) < size or clock.calls["token"] == max_new_tokens
             with clock.stage("s3gen"):
                 new = torch.cat(chunk) if chunk else torch.zeros(0, dtype=torch.long)
                 audio = renderer.push(new, last=ended)

@@ -4,8 +4,12 @@ from collections.abc import Iterator
 
 import pytest
 import torch
+from hypothesis import settings
 
 from chatterbox_lab import models
+
+settings.register_profile("lab", database=None, deadline=None, derandomize=True)  # the same examples everywhere
+settings.load_profile("lab")
 
 TEXT = "Hello there, this is a test."
 

@@ -24,9 +24,10 @@ import readme
 
 # The order in which data passes through the package; a module imports only from those above it.
 ORDER = [
+    "pacing",
     "settings",
     "patching",
-    "records",
+    "files",
     "measure",
     "models",
     "attention",
@@ -40,7 +41,7 @@ ORDER = [
     "render",
     "stream",
 ]
-ORDER += ["upstream", "profiler", "ladder", "bench", "figures"]
+ORDER += ["records", "upstream", "profiler", "ladder", "bench", "sweep", "advice", "figures", "player", "explorer"]
 
 
 def constraints() -> dict[str, str]:

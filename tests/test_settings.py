@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import itertools
 import math
 import re
 from pathlib import Path
@@ -43,6 +44,8 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("weights", None),
     ("weights", "int8"),  # with backend="hf"
     ("schedule", "random"),
+    ("costs", {"token": 0.01}),
+    ("max_chunk_size", 0),
     ("guard", 1),
     ("guard", True),  # with analyzer="off"
     ("ignore_eos", "no"),
@@ -168,3 +171,17 @@ def test_settings_are_frozen_and_hashable() -> None:
 def test_the_tiny_voice_stays_small() -> None:
     assert models.TINY.t3_layers >= 14
     assert models.TINY.t3_heads >= 16
+
+
+def test_a_growing_chunk_needs_room_to_grow() -> None:
+    with pytest.raises(ValueError, match="max_chunk_size=10"):
+        lab.BALANCED.replace(schedule="grow", chunk_size=20, max_chunk_size=10)
+    assert lab.BALANCED.replace(chunk_size=300).chunk_size == 300  # a fixed one needs none
+
+
+def test_schedules_are_endless_and_the_fade_is_at_most_half_a_chunk() -> None:
+    assert list(itertools.islice(lab.BASELINE.chunk_sizes(), 3)) == [25, 25, 25]
+    assert list(itertools.islice(lab.ADAPTIVE.chunk_sizes(), 6)) == [25, 49, 98, 196, 250, 250]
+    assert lab.BASELINE.replace(chunk_size=2, fade_duration=5).fade == 0.04
+    assert [lab.BASELINE.replace(context_window=size).context for size in (0, 1, 50)] == [1, 1, 50]
+    assert lab.BASELINE.replace(context_window=0, fade_duration=0).context == 0

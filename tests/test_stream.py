@@ -44,6 +44,24 @@ def test_every_token_becomes_exactly_960_samples(
     assert metrics.chunk_count == len(chunks) == -(-25 // chunk_size)
 
 
+def test_a_growing_schedule_cuts_as_planned_and_can_be_repeated(tts: Any) -> None:
+    settings = lab.BALANCED.replace(schedule="grow", chunk_size=3, max_chunk_size=20, fade_duration=0)
+    runs = [list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=60, **FIXED)) for _ in range(2)]
+    assert [audio.shape[1] / 960 for audio, _ in runs[0]] == [3, 6, 12, 20, 19]
+    assert list(itertools.islice(settings.chunk_sizes(), 5)) == [3, 6, 12, 20, 20]
+    assert torch.equal(joined(iter(runs[0])), joined(iter(runs[1])))
+    expected = lab.speech_tokens(tts, TEXT, max_new_tokens=60, **FIXED)
+    assert torch.equal(lab.speech_tokens(tts, TEXT, settings, max_new_tokens=60, **FIXED), expected)
+
+
+def test_an_application_gets_the_growing_schedule_by_the_patch(tts: Any) -> None:
+    with lab.patch(tts, schedule="grow", ignore_eos=True):
+        stream = tts.generate_stream(TEXT, chunk_size=4, print_metrics=False)
+        samples = [next(stream)[0].shape[1] for _ in range(3)]
+        stream.close()
+    assert samples == [4 * 960 - 480, 7 * 960, 14 * 960]
+
+
 @pytest.mark.parametrize("stop_at", [0, 1, 10, 14, 20])
 def test_the_last_chunk_is_never_lost_when_speech_stops(tts: Any, stop_at: int) -> None:
     count = itertools.count()

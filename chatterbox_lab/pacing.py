@@ -1,0 +1,175 @@
+"""What a chunk costs on one machine, and so how large each may be: the cost model, play-out, the growing schedule.
+
+T3's share of a chunk is proportional to its new tokens. S3Gen's hardly depends on them: it works on a window, which is
+the voice prompt, the context and the new tokens, so a chunk costs ``a + b * (prompt + context + new)`` of it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass, fields, replace
+
+TOKEN_SECONDS = 0.04
+"""Speech in one token: S3Gen's tokens come at 25 Hz."""
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds that a stream takes on one machine with one model and backend (measured by `advice.calibrate`).
+
+    The defaults stand for a machine nobody has measured: an RTF of 0.5, the report's target, whatever the chunk.
+
+    Args:
+        token: T3, per token.
+        prefill: T3, once.
+        chunk: rendering and watermark, per chunk: ``a`` of the model. A fit may find it below 0.
+        window_token: the same, per token of the window: ``b``.
+        prompt_tokens: tokens of the voice prompt that is part of every window.
+        error: by how much a chunk may exceed the model, as a share of it; `growing` and `smallest_chunk` allow for it.
+
+    Raises:
+        ValueError: names the field, its value and what is allowed.
+    """
+
+    token: float = TOKEN_SECONDS / 2
+    prefill: float = 0.0
+    chunk: float = 0.0
+    window_token: float = 0.0
+    prompt_tokens: int = 250
+    error: float = 0.0
+
+    def __post_init__(self) -> None:
+        for field in fields(self):
+            value, least = getattr(self, field.name), -math.inf if field.name == "chunk" else 0
+            number = isinstance(value, (int, float)) and not isinstance(value, bool) and math.isfinite(value)
+            if not number or value < least:
+                raise ValueError(f"{field.name}={value!r}: must be a finite number" + (", at least 0" * (least == 0)))
+
+    def slower(self, factor: float) -> Costs:
+        """A machine on which everything takes ``factor`` times as long, with the same error."""
+        times = {name: getattr(self, name) * factor for name in ("token", "prefill", "chunk", "window_token")}
+        return replace(self, **times)
+
+    def render_seconds(self, new: int, before: int) -> float:
+        """Rendering of a chunk of ``new`` tokens with ``before`` tokens of context."""
+        return max(0.0, self.chunk + self.window_token * (self.prompt_tokens + before + new))
+
+    def chunk_seconds(self, new: int, before: int) -> float:
+        """The whole chunk: T3 and rendering; without the prefill."""
+        return self.token * new + self.render_seconds(new, before)
+
+    def first_chunk(self, chunk_size: int) -> float:
+        """Latency to the first chunk of this many tokens."""
+        return self.prefill + self.chunk_seconds(chunk_size, 0)
+
+    def rtf(self, chunk_size: int, context_window: int, tokens: int) -> float:
+        """Real-time factor of an utterance of ``tokens`` in chunks of one size, in closed form."""
+        chunks = -(-tokens // chunk_size)
+        ramp = min(chunks - 1, context_window // chunk_size)  # chunks whose context is all that was said
+        context = chunk_size * ramp * (ramp + 1) // 2 + (chunks - 1 - ramp) * context_window
+        windows = chunks * self.prompt_tokens + context + tokens
+        total = self.prefill + self.token * tokens + self.chunk * chunks + self.window_token * windows
+        return total / (tokens * TOKEN_SECONDS)
+
+    def smallest_chunk(self, context_window: int, fade: float = 0.0) -> int | None:
+        """The smallest chunk that is never slower than its own sound, in tokens; None if every size is.
+
+        A stream that starts with it, and goes on with it or with what `growing` allows, never starves its listener.
+        ``fade`` seconds of each chunk are held back for the next (`StreamSettings.fade_duration`).
+        """
+        slow = self.slower(1 + self.error)
+        spare = TOKEN_SECONDS - slow.token - slow.window_token
+        if spare <= 0:
+            return None
+        overhead = slow.chunk + slow.window_token * (self.prompt_tokens + context_window) + fade
+        return max(1, math.ceil(overhead / spare - 1e-9))
+
+
+UNMEASURED = Costs()
+"""A machine nobody has measured: the next chunk may always be about twice as large."""
+
+
+def growing(costs: Costs, first: int, most: int, context_window: int, fade: float = 0.0) -> Iterator[int]:
+    """Chunk sizes in tokens without end: the first as given, each next as large as the play-out buffer allows.
+
+    The buffer is what the listener has still to hear when a chunk arrives, by the cost model and its error: the next
+    chunk may take as long as that. A chunk is never smaller than the first, also where the listener has to wait for
+    it, nor larger than ``most``. The sizes depend on the arguments alone, so a stream can be repeated.
+    """
+    slow = costs.slower(1 + costs.error)
+    each = slow.token + slow.window_token
+    size, said, buffer = first, 0, -fade
+    while True:
+        yield size
+        said += size
+        buffer += size * TOKEN_SECONDS
+        before = min(context_window, said)
+        room = buffer - slow.render_seconds(0, before)
+        fitting = math.floor(room / each + 1e-9) if each else most
+        size = min(most, max(first, fitting))
+        buffer = max(0.0, buffer - slow.chunk_seconds(size, before))
+
+
+@dataclass(frozen=True)
+class Chunk:
+    """One chunk of a stream: its new tokens, the context before them, when it arrives, and what is heard of it."""
+
+    new: int
+    before: int
+    arrival: float
+    seconds: float
+
+
+def timeline(costs: Costs, sizes: Iterable[int], tokens: int, context_window: int, fade: float = 0.0) -> list[Chunk]:
+    """The chunks of an utterance of ``tokens`` by the cost model, as `stream.generate_stream` would cut it."""
+    chunks: list[Chunk] = []
+    said, clock, held = 0, costs.prefill, 0.0
+    for size in sizes:
+        new, before = min(size, tokens - said), min(context_window, said)
+        clock += costs.chunk_seconds(new, before)
+        said += new
+        holds = 0.0 if said == tokens else fade
+        chunks.append(Chunk(new, before, clock, new * TOKEN_SECONDS + held - holds))
+        held = holds
+        if said == tokens:
+            break
+    return chunks
+
+
+@dataclass(frozen=True)
+class Playout:
+    """What a listener gets who starts with the first chunk.
+
+    Args:
+        levels: seconds still to be heard when each chunk but the first arrives; below 0 is how long it was silent.
+    """
+
+    levels: tuple[float, ...]
+
+    @property
+    def underruns(self) -> int:
+        """How often the listener ran out of sound."""
+        return sum(level < -1e-9 for level in self.levels)
+
+    @property
+    def silence(self) -> float:
+        """Seconds of silence between chunks."""
+        return -sum(level for level in self.levels if level < 0)
+
+
+def playout(arrivals: Sequence[float], seconds: Sequence[float]) -> Playout:
+    """Play-out simulated from when chunks arrive and how many seconds of sound each brings.
+
+    Raises:
+        ValueError: sequences of different lengths.
+    """
+    if len(arrivals) != len(seconds):
+        raise ValueError(f"seconds of {len(seconds)} chunks: must be as many as arrivals, {len(arrivals)}")
+    levels: list[float] = []
+    end = 0.0
+    for number, (arrival, length) in enumerate(zip(arrivals, seconds, strict=True)):
+        if number:
+            levels.append(end - arrival)
+        end = max(end, arrival) + length
+    return Playout(tuple(levels))
