@@ -70,10 +70,48 @@ def fit(chunks: pd.DataFrame) -> Fit:
     return Fit(replace(costs, error=error), found, {"T3": t3[1], "renderer": renderer[1]}, len(chunks))
 
 
+def fit_windows(rows: pd.DataFrame) -> Fit:
+    """Fits what a window's parts cost to the rows of `sweep.windows` of one machine.
+
+    S3Gen's flow works on the whole window, its vocoder on what is not the voice prompt, so a token of the prompt
+    (``prompt_token``) is cheaper than one of context or speech (``window_token``); ``chunk`` is paid for any window.
+    `Costs` cannot tell the first two apart as long as the prompt keeps its length: its ``chunk`` has the difference.
+    """
+    inside = rows["context_tokens"] + rows["new_tokens"]
+    columns = {"chunk": np.ones(len(rows)), "prompt_token": rows["prompt_tokens"], "window_token": inside}
+    table, explained = _line(columns, rows["s3gen_seconds"].to_numpy())
+    chunk, prompt, window = table["value"]
+    longest = int(rows["prompt_tokens"].max())
+    costs = Costs(chunk=float(chunk + (prompt - window) * longest), window_token=float(window), prompt_tokens=longest)
+    return Fit(costs, table, {"renderer": explained}, len(rows))
+
+
 def predicted(costs: Costs, chunks: pd.DataFrame) -> np.ndarray:
     """Seconds of each chunk by the model; the first with the prefill."""
     rows = zip(chunks["new_tokens"], chunks["context_tokens"], chunks["chunk"], strict=True)
     return np.array([costs.chunk_seconds(new, before) + costs.prefill * (number == 0) for new, before, number in rows])
+
+
+def shares(costs: Costs, settings: Sequence[StreamSettings], tokens: int = _UTTERANCE) -> pd.DataFrame:
+    """What the RTF of an utterance is made of by the model: a row a setting, a part a column.
+
+    ``T3`` with its prefill; of rendering what is paid for ``new speech``, for ``context`` made again, and for
+    ``every chunk`` whatever its size, which is mostly the voice prompt.
+    """
+    rows = {}
+    for chosen in settings:
+        chunks = timeline(costs, chosen.chunk_sizes(), tokens, chosen.context)
+        seconds = {
+            "T3": costs.prefill + costs.token * tokens,
+            "new speech": costs.window_token * tokens,
+            "context": costs.window_token * sum(chunk.before for chunk in chunks),
+            "every chunk": costs.render_seconds(0, 0) * len(chunks),
+        }
+        name = (
+            f"chunk {chosen.chunk_size}" + (", growing" * (chosen.schedule == "grow")) + f", context {chosen.context}"
+        )
+        rows[name] = {part: value / (tokens * TOKEN_SECONDS) for part, value in seconds.items()}
+    return pd.DataFrame.from_dict(rows, orient="index")
 
 
 def _line(columns: dict[str, Any], seconds: np.ndarray) -> tuple[pd.DataFrame, float]:
@@ -229,11 +267,11 @@ def _words(costs: Costs, chosen: StreamSettings, times: dict[str, float] | None)
     times = times or {}
     beside = ", ".join(f"{name!r} {1e3 * time:.3g} ms" for name, time in times.items())
     beside = f" (with the prefill of a second of speech: {beside})" * (len(times) > 1)
-    prompt = costs.window_token * costs.prompt_tokens
     return (
-        f"Backend {chosen.backend!r} takes {1e3 * costs.token:.3g} ms a token{beside}; a chunk costs "
-        f"{costs.chunk:.2g} s and {1e3 * costs.window_token:.2g} ms for each token of its window, {prompt:.2g} s of it "
-        f"for the voice prompt (chunks exceed this by up to {costs.error:.0%})"
+        f"Backend {chosen.backend!r} takes {1e3 * costs.token:.3g} ms a token{beside}; rendering a chunk costs "
+        f"{costs.render_seconds(0, 0):.2g} s whatever its size, which is mostly the voice prompt, and "
+        f"{1e3 * costs.window_token:.2g} ms for each token of context or speech (nine in ten chunks exceed this by "
+        f"less than {costs.error:.1%})"
     )
 
 

@@ -227,3 +227,136 @@ def growth(times: pd.DataFrame) -> Figure:
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8, ncols=2)
     return figure
+
+
+PROMPT_STYLES = (("o", "#0b6fa4"), ("s", "#c58b00"), ("^", "#7a2e12"), ("D", "0.5"))
+
+
+def window_costs(ax: Axes, rows: pd.DataFrame, coefficients: pd.Series) -> None:
+    """Seconds of S3Gen against the tokens of its window, for each length of voice prompt, with the fitted lines.
+
+    Args:
+        ax: where to draw.
+        rows: from `sweep.windows`, of one machine.
+        coefficients: ``chunk``, ``prompt_token`` and ``window_token`` in seconds, from `advice.fit_windows`.
+    """
+    groups = sorted(rows.groupby("prompt_tokens"), reverse=True)
+    for (prompt, group), (marker, color) in zip(groups, PROMPT_STYLES, strict=False):
+        label = f"voice prompt of {prompt} tokens"
+        x, y = group["window_tokens"], group["s3gen_seconds"]
+        ax.plot(x, y, marker, color=color, markersize=5, label=label, alpha=0.7)
+        ends = [x.min(), x.max()]
+        base = coefficients["chunk"] + coefficients["prompt_token"] * prompt
+        ax.plot(ends, [base + coefficients["window_token"] * (end - prompt) for end in ends], color=color, linewidth=1)
+    ax.set(xlabel="window: voice prompt + context + new (tokens)", ylabel="S3Gen (s a chunk)", xlim=(0, None))
+    ax.set_ylim(bottom=0)
+    ax.legend(frameon=False, fontsize=8)
+
+
+SHARE_COLORS = {"T3": "#0b6fa4", "new speech": "#9fcbe3", "context": "0.92", "every chunk": "#c58b00"}
+"""How the parts of an RTF are drawn; ``every chunk`` is what a chunk costs whatever its size."""
+
+
+def rtf_shares(ax: Axes, shares: pd.DataFrame) -> None:
+    """What each setting's RTF is made of, stacked.
+
+    Args:
+        ax: where to draw.
+        shares: from `advice.shares`: settings down, parts across, seconds per second of speech.
+    """
+    shares[list(SHARE_COLORS)].plot.barh(stacked=True, ax=ax, color=SHARE_COLORS, edgecolor="white", width=0.72)
+    for row, total in enumerate(shares.sum(axis=1)):
+        ax.annotate(f"{total:.3g}", (total, row), (4, 0), textcoords="offset points", va="center", size=8)
+    ax.invert_yaxis()
+    ax.set(xlabel="RTF (seconds per second of speech)", ylabel="", xlim=(0, 1.13 * shares.sum(axis=1).max()))
+    ax.legend(frameon=False, fontsize=8)
+
+
+def latency_front(points: pd.DataFrame, grown: pd.DataFrame | None = None) -> Figure:
+    """RTF against first chunk, a line a context window with its chunk sizes; the Pareto front is filled.
+
+    Args:
+        points: from `sweep.summary`, of one machine and prompt, with the schedule ``"fixed"``.
+        grown: the same of growing schedules.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 4.6))
+    contexts = points.groupby("context_window", sort=True)
+    shades = sns.color_palette("cividis", len(contexts) + 1)
+    for (context, rows), shade, marker in zip(contexts, shades, "osD^vPX", strict=False):
+        rows = rows.sort_values("chunk_size")
+        x, y = rows["first chunk (s)"], rows["RTF"]
+        spread = [y - rows["lowest RTF"], rows["highest RTF"] - y]
+        ax.errorbar(x, y, spread, color=shade, linewidth=1, capsize=2, elinewidth=0.7)
+        for front, filled in ((True, shade), (False, "white")):
+            here = rows["front"] == front
+            ax.plot(x[here], y[here], marker, color=shade, markerfacecolor=filled, markersize=7)
+        ax.plot([], [], marker, color=shade, label=f"context {context}")
+    last = points[points["context_window"] == points["context_window"].max()]
+    for row in last.to_dict("records"):
+        where = (row["first chunk (s)"], row["RTF"])
+        ax.annotate(f"{row['chunk_size']}", where, (3, 8), textcoords="offset points", size=8)
+    if grown is not None:
+        ax.plot(grown["first chunk (s)"], grown["RTF"], "*", color="#c0392b", markersize=14, label="growing schedule")
+    log_scale(ax.xaxis)
+    ax.set(xlabel="first chunk (s)", ylabel="RTF", title="Early or cheap: chunk sizes (numbers) and context windows")
+    ax.legend(frameon=False, fontsize=8, title="filled: on the Pareto front", title_fontsize=8)
+    return figure
+
+
+def context_heat_map(points: pd.DataFrame) -> Figure:
+    """RTF over chunk size and context window, the report's "twice the chunk" outlined where it was measured.
+
+    Args:
+        points: from `sweep.summary`, of one machine and prompt.
+    """
+    grid = points.pivot_table(index="context_window", columns="chunk_size", values="RTF").sort_index(ascending=False)
+    figure, ax = plt.subplots(figsize=(8.5, 0.55 * len(grid) + 1.8))
+    sns.heatmap(grid, ax=ax, annot=True, fmt=".2f", cmap="cividis_r", linewidths=0.5, cbar_kws={"label": "RTF"})
+    for column, size in enumerate(grid.columns):
+        for row, context in enumerate(grid.index):
+            if context == 2 * size:
+                ax.add_patch(
+                    plt.Rectangle((column + 0.04, row + 0.04), 0.92, 0.92, fill=False, edgecolor="#c0392b", lw=2)
+                )
+    ax.set(
+        xlabel="chunk size (tokens)",
+        ylabel="context window (tokens)",
+        title="RTF; outlined: context of twice the chunk",
+    )
+    ax.tick_params(axis="y", rotation=0)
+    return figure
+
+
+def buffers(streams: Mapping[str, pd.DataFrame], until: float) -> Figure:
+    """Seconds that the listener has still to hear, as chunks arrive: a panel a stream; below 0 there is silence.
+
+    Args:
+        streams: by name, rows of one run of `sweep.chunks_of`: ``arrival_seconds`` and ``audio_seconds``.
+        until: the seconds of speech that the axis shows.
+    """
+    figure, axes = plt.subplots(len(streams), 1, figsize=(8.5, 1.55 * len(streams) + 0.8), sharex=True, sharey=True)
+    for ax, (name, chunks) in zip(axes, streams.items(), strict=True):
+        times, levels = _levels(chunks["arrival_seconds"].tolist(), chunks["audio_seconds"].tolist())
+        ax.fill_between(times, levels, step=None, color="#9fcbe3", linewidth=0)
+        ax.plot(times, levels, color="#2a86bd", linewidth=1.2)
+        for arrival in chunks["arrival_seconds"]:
+            ax.axvline(arrival, color="0.55", linewidth=0.7, linestyle=":")
+        ax.axvspan(0, chunks["arrival_seconds"].iloc[0], color="#c58b00", alpha=0.35, linewidth=0)
+        sizes = ", ".join(str(int(size)) for size in chunks["new_tokens"])
+        first = chunks["arrival_seconds"].iloc[0]
+        ax.set_title(f"{name}: first chunk {first:.2f} s, chunks of {sizes}"[:110], fontsize=9, loc="left")
+        ax.set(xlim=(0, until), ylabel="s ahead")
+    axes[-1].set_xlabel("seconds since the request (shaded: waiting for the first chunk; dotted: a chunk arrives)")
+    return figure
+
+
+def _levels(arrivals: list[float], seconds: list[float]) -> tuple[list[float], list[float]]:
+    """Corners of the buffer's saw-tooth: it empties at the pace of the clock and rises when a chunk arrives."""
+    times, levels, end = [0.0], [0.0], 0.0
+    for arrival, length in zip(arrivals, seconds, strict=True):
+        if end and end < arrival:  # it ran out
+            times, levels = [*times, end], [*levels, 0.0]
+        before = max(0.0, end - arrival)
+        end = max(end, arrival) + length
+        times, levels = [*times, arrival, arrival], [*levels, before, end - arrival]
+    return [*times, end], [*levels, 0.0]

@@ -110,6 +110,11 @@ class Record:
             self.rows = _read(before).to_dict("records")
         path.parent.mkdir(parents=True, exist_ok=True)
 
+    @classmethod
+    def continued(cls, path: Path) -> Record:
+        """Goes on with what an interrupt has left unfinished; begins anew where nothing is."""
+        return cls(path, resume=path.with_suffix(".unfinished.csv").exists())
+
     def check(self, facts: dict[str, Any]) -> None:
         """Raises ValueError if earlier rows of this device come from other versions, another machine or commit."""
         for row in self.rows:

@@ -16,16 +16,18 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 from chatterbox.tts import ChatterboxTTS
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
 from .attention import quiet
 from .files import REPOSITORY
-from .measure import Measured
+from .measure import Measured, StageClock
 from .models import DTYPES, MODELS, load, pick_device
 from .pacing import playout
 from .records import Record, machine_facts, output_folder
+from .render import Renderer
 from .settings import ANALYZERS, BACKENDS, BALANCED, SCHEDULES, StreamSettings, whole_number
 from .stream import generate_stream
 
@@ -274,6 +276,47 @@ def _front(points: pd.DataFrame) -> pd.Series:
     return ~pd.Series(beaten, index=points.index)
 
 
+PARTS = ((250, 0, 25), (250, 50, 25), (250, 0, 75), (250, 200, 25), (250, 75, 150), (125, 50, 25), (125, 125, 75))
+PARTS += ((50, 0, 25), (50, 125, 100), (50, 250, 150))
+"""Voice prompt, context and new tokens of windows that tell whether their sum alone sets S3Gen's price."""
+
+
+def windows(
+    tts: ChatterboxTTS, parts: Sequence[tuple[int, int, int]] = PARTS, *, rounds: int = 3, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Seconds that S3Gen alone takes for windows made of different parts, with random speech tokens.
+
+    All windows take turns, to and fro, after one turn to warm up.
+
+    Args:
+        tts: a model from `load`, or any upstream ``ChatterboxTTS``; its voice prompt is cut to size, never padded.
+        parts: tokens of the voice prompt, the context and the chunk, for each window.
+        rounds: measured turns.
+        seed: of the speech tokens.
+
+    Yields:
+        A row a window and round: ``prompt_tokens``, ``context_tokens``, ``new_tokens``, ``window_tokens``,
+        ``s3gen_seconds``, ``round``.
+    """
+    clock, codes = StageClock(tts.device), tts.s3gen.flow.input_embedding.num_embeddings
+    speech = torch.randint(codes, (max(map(sum, parts)),), generator=torch.Generator().manual_seed(seed))
+    for number in range(-1, whole_number("rounds", rounds, 1)):
+        for prompt, context, new in parts[:: -1 if number % 2 else 1]:
+            renderer = Renderer(tts.s3gen, _shortened(tts.conds.gen, prompt), context, 0, seed)
+            renderer.push(speech[:context])
+            start = clock.now()
+            renderer.push(speech[context : context + new])
+            took = clock.now() - start
+            sizes = {"prompt_tokens": renderer.flow.prompt_token.shape[1], "context_tokens": context, "new_tokens": new}
+            if number >= 0:
+                yield sizes | {"window_tokens": sum(sizes.values()), "s3gen_seconds": took, "round": number}
+
+
+def _shortened(ref: dict[str, Any], tokens: int) -> dict[str, Any]:
+    frames = tokens * ref["prompt_feat"].shape[1] // ref["prompt_token"].shape[1]
+    return ref | {"prompt_token": ref["prompt_token"][:, :tokens], "prompt_feat": ref["prompt_feat"][:, :frames]}
+
+
 def report(table: pd.DataFrame) -> str:
     """The summary of every device, dtype and prompt for a terminal, and what failed."""
     parts = []
@@ -307,11 +350,22 @@ def parser() -> argparse.ArgumentParser:
     add("--jobs", type=int, default=1, help="processes; they share the machine, so 1 for timings to rely on")
     add("--seed", type=int, default=0, help="of the sampling and of random weights")
     add("--output", type=Path, help="CSV to write; build/data/sweep_MODEL.csv if not given")
-    parser.add_argument("--no-watermark", action="store_true", help="leave the watermark out")
-    parser.add_argument(
-        "--resume", action="store_true", help="go on with an interrupted sweep, or add to a finished one"
-    )
+    flag = partial(parser.add_argument, action="store_true")
+    flag("--no-watermark", help="leave the watermark out")
+    flag("--windows", help="measure S3Gen alone, by what its window is made of, instead of the grid")
+    flag("--resume", help="go on with an interrupted sweep, or add to a finished one")
     return parser
+
+
+def measure_windows(sweep: Sweep, record: Record, rounds: int) -> int:
+    """Records `windows` of the sweep's model, prints their medians and returns the exit status."""
+    rows = windows(_model(sweep), rounds=rounds, seed=sweep.seed)
+    for row in tqdm(rows, "windows", rounds * len(PARTS)):
+        record.add([row | _facts(sweep)])
+    record.finish()
+    parts = ["prompt_tokens", "context_tokens", "new_tokens", "window_tokens"]
+    print(record.table().groupby(parts)["s3gen_seconds"].median().sort_values().to_string())
+    return 0
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -324,7 +378,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         points = grid(chosen.chunk_size, chosen.context_window, prompts=chosen.prompt, **choices)
         seed, device = whole_number("seed", chosen.seed, 0, 2**63 - 1), pick_device(chosen.device)
         sweep = Sweep(chosen.model, device, chosen.dtype, seed, not chosen.no_watermark)
-        record = Record(chosen.output or output_folder("data") / f"sweep_{Path(chosen.model).name}.csv", chosen.resume)
+        kind = "windows" if chosen.windows else "sweep"
+        record = Record(chosen.output or output_folder("data") / f"{kind}_{Path(chosen.model).name}.csv", chosen.resume)
+        if chosen.windows:
+            return measure_windows(sweep, record, whole_number("rounds", chosen.rounds, 1))
         table = run(points, sweep, record, rounds=chosen.rounds, jobs=chosen.jobs)
     except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
         command.error(str(error))

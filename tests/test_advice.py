@@ -8,7 +8,7 @@ import pandas as pd
 import pytest
 
 import chatterbox_lab as lab
-from chatterbox_lab import advice
+from chatterbox_lab import advice, sweep
 from chatterbox_lab.models import LabTTS
 from chatterbox_lab.pacing import Costs, playout, timeline
 from chatterbox_lab.settings import BASELINE, StreamSettings
@@ -64,6 +64,20 @@ def test_too_few_chunks_are_refused() -> None:
         advice.fit(chunks(TRUE).head(2))
     with pytest.raises(ValueError, match="of different sizes"):
         advice.fit(pd.concat([chunks(TRUE).head(1)] * 5))
+
+
+def test_a_window_fit_tells_the_prompt_from_the_rest_and_gives_the_same_costs() -> None:
+    rows = pd.DataFrame(sweep.PARTS, columns=["prompt_tokens", "context_tokens", "new_tokens"])
+    inside = rows["context_tokens"] + rows["new_tokens"]
+    rows["s3gen_seconds"] = 0.01 + 0.0004 * rows["prompt_tokens"] + 0.0006 * inside
+    found = advice.fit_windows(rows)
+    assert found.coefficients["value"].to_dict() == pytest.approx(
+        {"chunk": 0.01, "prompt_token": 0.0004, "window_token": 0.0006}
+    )
+    for prompt, context, new in sweep.PARTS:
+        if prompt == found.costs.prompt_tokens:
+            cost = 0.01 + 0.0004 * prompt + 0.0006 * (context + new)
+            assert found.costs.render_seconds(new, context) == pytest.approx(cost)
 
 
 @pytest.mark.parametrize("target", advice.TARGETS)

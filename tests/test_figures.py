@@ -9,7 +9,9 @@ import pytest
 from matplotlib.colors import to_rgb
 from PIL import Image
 
-from chatterbox_lab import figures, profiler
+from chatterbox_lab import advice, figures, profiler
+from chatterbox_lab.pacing import Costs
+from chatterbox_lab.settings import StreamSettings
 
 
 @pytest.fixture(autouse=True)
@@ -120,3 +122,66 @@ def test_growth_is_drawn_from_zero_with_a_line_a_rung() -> None:
     assert [text.get_text() for text in ax.get_legend().get_texts()] == RUNGS
     assert "ms a token" in ax.get_ylabel()
     plt.close(drawn)
+
+
+def test_windows_are_drawn_by_voice_prompt_with_their_lines() -> None:
+    rows = pd.DataFrame(
+        {
+            "prompt_tokens": [250, 250, 50, 50],
+            "window_tokens": [275, 475, 75, 275],
+            "s3gen_seconds": [0.3, 0.5, 0.1, 0.3],
+        }
+    )
+    _, ax = plt.subplots()
+    figures.window_costs(ax, rows, pd.Series({"chunk": 0.05, "prompt_token": 0.0009, "window_token": 0.001}))
+    lines = [line for line in ax.get_lines() if line.get_marker() == "None"]
+    assert [tuple(round(y, 4) for y in line.get_ydata()) for line in lines] == [(0.3, 0.5), (0.12, 0.32)]
+    assert [text.get_text() for text in ax.get_legend().get_texts()] == [
+        "voice prompt of 250 tokens", "voice prompt of 50 tokens",
+    ]  # fmt: skip
+
+
+def test_the_parts_of_an_rtf_add_up_to_it() -> None:
+    costs = Costs(token=0.007, prefill=0.04, chunk=0.02, window_token=0.0005)
+    settings = [StreamSettings(chunk_size=size, context_window=50) for size in (25, 100)]
+    shares = advice.shares(costs, settings)
+    assert shares.sum(axis=1).tolist() == pytest.approx([costs.rtf(size, 50, 500) for size in (25, 100)])
+    _, ax = plt.subplots()
+    figures.rtf_shares(ax, shares)
+    assert [bar.get_width() for bar in ax.patches] == pytest.approx(shares.T.to_numpy().ravel().tolist())
+    greys = [grey(color) for color in figures.SHARE_COLORS.values()]
+    assert min(abs(b - a) for a, b in pairwise(greys)) > 0.1
+
+
+def points() -> pd.DataFrame:
+    rows = [
+        (size, context, 1 / size + context / 1000, size / 20, size > 20)
+        for size in (10, 25, 50)
+        for context in (50, 100)
+    ]
+    table = pd.DataFrame(rows, columns=["chunk_size", "context_window", "RTF", "first chunk (s)", "front"])
+    return table.assign(**{"lowest RTF": table["RTF"] - 0.01, "highest RTF": table["RTF"] + 0.01})
+
+
+def test_twice_the_chunk_is_outlined_in_the_heat_map() -> None:
+    ax = figures.context_heat_map(points()).axes[0]
+    outlined = [(round(patch.get_x()), round(patch.get_y())) for patch in ax.patches]
+    assert outlined == [(1, 1), (2, 0)]  # 25 with 50 below, 50 with 100 above
+
+
+def test_the_front_is_filled_and_growing_schedules_are_starred() -> None:
+    ax = figures.latency_front(points(), points().head(1)).axes[0]
+    filled = [line for line in ax.get_lines() if line.get_marker() == "o" and line.get_markerfacecolor() != "white"]
+    assert [len(line.get_xdata()) for line in filled if len(line.get_xdata())] == [2]
+    assert [len(line.get_xdata()) for line in ax.get_lines() if line.get_marker() == "*"] == [1]
+    assert {text.get_text() for text in ax.texts} == {"10", "25", "50"}
+
+
+def test_the_buffer_rises_with_a_chunk_and_falls_with_the_clock() -> None:
+    times, levels = figures._levels([1.0, 1.5, 4.0], [1.0, 1.0, 0.5])
+    assert times == [0, 1, 1, 1.5, 1.5, 3.0, 4.0, 4.0, 4.5]
+    assert levels == [0, 0, 1, 0.5, 1.5, 0, 0, 0.5, 0]
+    chunks = pd.DataFrame({"arrival_seconds": [1.0, 1.5], "audio_seconds": [1.0, 1.0], "new_tokens": [25, 25]})
+    figure = figures.buffers({"fixed": chunks, "growing": chunks}, until=3)
+    assert figure.axes[0].get_title(loc="left") == "fixed: first chunk 1.00 s, chunks of 25, 25"
+    assert all(ax.get_ylabel() for ax in figure.axes)

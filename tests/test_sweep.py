@@ -95,9 +95,8 @@ def test_every_chunk_is_a_row_and_the_rows_add_up(here: sweep.Sweep, tmp_path: P
     assert sweep.report(table).count("\n") > len(points)
 
 
-def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
-    tts: LabTTS, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def watched(tts: LabTTS, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """The lengths of the windows that S3Gen's encoder gets from now on."""
     seen: list[int] = []
     encode = tts.s3gen.flow.encoder.forward
 
@@ -106,10 +105,39 @@ def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
         return encode(tokens, *arguments)
 
     monkeypatch.setattr(tts.s3gen.flow.encoder, "forward", spy)
+    return seen
+
+
+def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
+    tts: LabTTS, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = watched(tts, monkeypatch)
     chosen = StreamSettings(chunk_size=2, context_window=4, schedule="grow", costs=Costs(), max_chunk_size=9)
     rows = list(sweep.measured_chunks(tts, "Hello.", chosen, seed=0, tokens=30))
     assert [row["window_tokens"] for row in rows] == seen
     assert [row["new_tokens"] for row in rows] == [2, 3, 6, 9, 9, 1]
+
+
+def test_windows_are_made_of_the_parts_they_are_asked_for(tts: LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen = watched(tts, monkeypatch)
+    parts = [(10, 0, 4), (5, 3, 6)]
+    rows = pd.DataFrame(sweep.windows(tts, parts, rounds=2))
+    assert rows["window_tokens"].tolist() == [14, 14, 14, 14]
+    assert rows["prompt_tokens"].tolist() == [10, 5, 5, 10]  # to and fro
+    turn = [5 + 3, 14, 14]  # the second window's context first
+    assert sorted(seen) == sorted(turn * 3)
+    assert (rows["s3gen_seconds"] > 0).all()
+    assert tts.conds.gen["prompt_token"].shape[1] == 10
+
+
+def test_the_command_line_records_windows(
+    here: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setattr(sweep, "PARTS", ((10, 0, 4), (5, 3, 6)))
+    monkeypatch.setattr(sweep.windows, "__defaults__", (sweep.PARTS,))
+    assert sweep.main(["--device", "cpu", "--windows", "--rounds", "1"]) == 0
+    assert len(pd.read_csv(tmp_path / "data" / "windows_tiny.csv")) == 2
+    assert "window_tokens" in capsys.readouterr().out
 
 
 def test_rounds_run_to_and_fro(here: sweep.Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
