@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help .venv run test unit notebooks lab lint readme record lock clean
+.PHONY: help .venv run test unit notebooks lab lint readme screenshot record lock clean
 
 help: ## this list
 	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -34,8 +34,9 @@ run: $(READY) ## executes every notebook with papermill, writes figures/ and dat
 
 test: unit notebooks ## unit tests, then the notebooks as tests
 
+# Two processes of one thread each: tests are too small to share two threads, which then wait for one another.
 unit: $(READY)
-	$(BIN)/python -m pytest tests
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist worksteal
 
 notebooks: $(READY)
 	CHATTERBOX_LAB_OUTPUT=$(CURDIR)/build/test $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 \
@@ -49,6 +50,9 @@ lint: $(READY) ## ruff, notebooks included
 
 readme: $(READY) ## fills the tables of README.md from data/
 	$(BIN)/python notebooks/readme.py
+
+screenshot: $(READY) ## draws the README's picture of the explorer (Chromium needed)
+	CHATTERBOX_LAB_SCREENSHOT=$(CURDIR)/figures/03_explorer.png $(BIN)/python -m pytest tests/test_browser.py
 
 record: $(READY) ## records again what other transformers versions do (downloads them)
 	$(BIN)/python data/record_transformers.py

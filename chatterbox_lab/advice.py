@@ -260,7 +260,8 @@ def advise(
             limit = "at all" if first is None else f"in chunks of at most {most} tokens"
             why = f"speech does not keep up with the listener {limit} here, so collect it before playing; {why}"
     reason = f"{_words(costs, chosen, times)}; {why}. {_expected(costs, chosen)}"
-    return Recommendation(**{field.name: getattr(chosen, field.name) for field in fields(chosen)}, reason=reason)
+    values = {field.name: getattr(chosen, field.name) for field in fields(StreamSettings)}
+    return Recommendation(**values, reason=reason)
 
 
 def _words(costs: Costs, chosen: StreamSettings, times: dict[str, float] | None) -> str:

@@ -257,19 +257,27 @@ SHARE_COLORS = {"T3": "#0b6fa4", "new speech": "#9fcbe3", "context": "0.92", "ev
 """How the parts of an RTF are drawn; ``every chunk`` is what a chunk costs whatever its size."""
 
 
-def rtf_shares(ax: Axes, shares: pd.DataFrame) -> None:
-    """What each setting's RTF is made of, stacked.
+def rtf_shares(machines: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each setting's RTF is made of, stacked: a panel a machine.
 
     Args:
-        ax: where to draw.
-        shares: from `advice.shares`: settings down, parts across, seconds per second of speech.
+        machines: by name, from `advice.shares`: settings down, parts across, seconds per second of speech.
     """
-    shares[list(SHARE_COLORS)].plot.barh(stacked=True, ax=ax, color=SHARE_COLORS, edgecolor="white", width=0.72)
-    for row, total in enumerate(shares.sum(axis=1)):
-        ax.annotate(f"{total:.3g}", (total, row), (4, 0), textcoords="offset points", va="center", size=8)
-    ax.invert_yaxis()
-    ax.set(xlabel="RTF (seconds per second of speech)", ylabel="", xlim=(0, 1.13 * shares.sum(axis=1).max()))
-    ax.legend(frameon=False, fontsize=8)
+    rows = sum(len(shares) for shares in machines.values())
+    figure, axes = plt.subplots(len(machines), 1, figsize=(8.5, 0.42 * rows + 1.1 * len(machines)), squeeze=False)
+    for ax, (name, shares) in zip(axes.flat, machines.items(), strict=True):
+        bars = shares[list(SHARE_COLORS)]
+        bars.plot.barh(
+            stacked=True, ax=ax, color=SHARE_COLORS, edgecolor="0.4", linewidth=0.5, width=0.72, legend=False
+        )
+        for row, total in enumerate(shares.sum(axis=1)):
+            ax.annotate(f"{total:.3g}", (total, row), (4, 0), textcoords="offset points", va="center", size=8)
+        ax.invert_yaxis()
+        ax.set(title=name, ylabel="", xlim=(0, 1.1 * shares.sum(axis=1).max()))
+    axes[-1, 0].set_xlabel("RTF (seconds per second of speech)")
+    handles, labels = axes[0, 0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, ncols=len(labels), loc="outside upper center", fontsize=8)
+    return figure
 
 
 def latency_front(points: pd.DataFrame, grown: pd.DataFrame | None = None) -> Figure:
@@ -342,9 +350,10 @@ def buffers(streams: Mapping[str, pd.DataFrame], until: float) -> Figure:
         for arrival in chunks["arrival_seconds"]:
             ax.axvline(arrival, color="0.55", linewidth=0.7, linestyle=":")
         ax.axvspan(0, chunks["arrival_seconds"].iloc[0], color="#c58b00", alpha=0.35, linewidth=0)
-        sizes = ", ".join(str(int(size)) for size in chunks["new_tokens"])
+        sizes = [str(int(size)) for size in chunks["new_tokens"]]
+        shown = ", ".join(sizes[:7] + ["..."] * (len(sizes) > 7))
         first = chunks["arrival_seconds"].iloc[0]
-        ax.set_title(f"{name}: first chunk {first:.2f} s, chunks of {sizes}"[:110], fontsize=9, loc="left")
+        ax.set_title(f"{name}: first chunk after {first:.2f} s; chunks of {shown} tokens", fontsize=9, loc="left")
         ax.set(xlim=(0, until), ylabel="s ahead")
     axes[-1].set_xlabel("seconds since the request (shaded: waiting for the first chunk; dotted: a chunk arrives)")
     return figure

@@ -146,8 +146,7 @@ def test_the_parts_of_an_rtf_add_up_to_it() -> None:
     settings = [StreamSettings(chunk_size=size, context_window=50) for size in (25, 100)]
     shares = advice.shares(costs, settings)
     assert shares.sum(axis=1).tolist() == pytest.approx([costs.rtf(size, 50, 500) for size in (25, 100)])
-    _, ax = plt.subplots()
-    figures.rtf_shares(ax, shares)
+    ax = figures.rtf_shares({"here": shares}).axes[0]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx(shares.T.to_numpy().ravel().tolist())
     greys = [grey(color) for color in figures.SHARE_COLORS.values()]
     assert min(abs(b - a) for a, b in pairwise(greys)) > 0.1
@@ -183,5 +182,5 @@ def test_the_buffer_rises_with_a_chunk_and_falls_with_the_clock() -> None:
     assert levels == [0, 0, 1, 0.5, 1.5, 0, 0, 0.5, 0]
     chunks = pd.DataFrame({"arrival_seconds": [1.0, 1.5], "audio_seconds": [1.0, 1.0], "new_tokens": [25, 25]})
     figure = figures.buffers({"fixed": chunks, "growing": chunks}, until=3)
-    assert figure.axes[0].get_title(loc="left") == "fixed: first chunk 1.00 s, chunks of 25, 25"
+    assert figure.axes[0].get_title(loc="left") == "fixed: first chunk after 1.00 s; chunks of 25, 25 tokens"
     assert all(ax.get_ylabel() for ax in figure.axes)
