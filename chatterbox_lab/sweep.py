@@ -276,8 +276,8 @@ def _front(points: pd.DataFrame) -> pd.Series:
     return ~pd.Series(beaten, index=points.index)
 
 
-PARTS = ((250, 0, 25), (250, 50, 25), (250, 0, 75), (250, 200, 25), (250, 75, 150), (125, 50, 25), (125, 125, 75))
-PARTS += ((50, 0, 25), (50, 125, 100), (50, 250, 150))
+PARTS = ((250, 0, 25), (250, 50, 25), (250, 0, 75), (250, 0, 150), (250, 0, 225), (125, 0, 25), (125, 125, 75))
+PARTS += ((125, 0, 200), (50, 0, 25), (50, 0, 225))
 """Voice prompt, context and new tokens of windows that tell whether their sum alone sets S3Gen's price."""
 
 

@@ -211,15 +211,15 @@ def test_chunks_arrive_and_sound_while_the_kernel_generates(page: Page) -> None:
 def test_chunks_join_at_the_very_sample(page: Page) -> None:
     for _ in range(3):  # another process may slow one run down
         page.evaluate("window.scheduled.length = 0")
-        run(page, chunk_size=40, context_window=25, max_new_tokens=120)
+        run(page, chunk_size=30, context_window=25, max_new_tokens=90)
         data = wait_for(page, "d.state === 'done' && d.sounding === 'false'")
         chunks = page.evaluate("window.chunks()")
-        assert sum(chunk["length"] for chunk in chunks) == 120 * 960
+        assert sum(chunk["length"] for chunk in chunks) == 90 * 960
         assert {(chunk["rate"], chunk["offset"]) for chunk in chunks} == {(24000, 0)}
         gaps = [after["at"] - chunk["at"] - chunk["length"] for chunk, after in itertools.pairwise(chunks)]
         assert sum(gap > 1e-6 for gap in gaps) == data["underruns"]
         if not data["underruns"]:
-            assert data["played"] == 4.8
+            assert data["played"] == 3.6
             assert page.evaluate("window.loudestDifference()") == 0
             return
     pytest.fail(f"underruns in each of 3 runs: {data}")
@@ -244,11 +244,10 @@ def test_only_one_player_sounds(page: Page) -> None:
     while not page.locator(".cbl-compact").count():
         run(page, chunk_size=25, context_window=25, max_new_tokens=50)
         wait_for(page, "d.state === 'done'")
-    newest, kept = f"{NEWEST} .cbl-play", ".cbl-compact .cbl-play"
-    for first, second in ((newest, kept), (kept, newest)):
-        click = "document.querySelector('{}').click();"
-        assert page.evaluate(f"() => {{ {click.format(first)} {click.format(second)} return window.sounding(); }}") == 1
-        expect(page.locator(".cbl-player", has=page.locator(second)).first).to_have_attribute("data-sounding", "true")
+    for first, second in ((NEWEST, ".cbl-compact"), (".cbl-compact", NEWEST)):
+        clicks = [f"document.querySelector('{player} .cbl-play').click();" for player in (first, second)]
+        assert page.evaluate(f"() => {{ {' '.join(clicks)} return window.sounding(); }}") == 1
+        expect(page.locator(second).first).to_have_attribute("data-sounding", "true")
     page.locator(f"{NEWEST} .cbl-stop").click()
     assert page.evaluate("window.sounding()") == 0
 
@@ -259,7 +258,8 @@ def test_a_reloaded_page_gets_its_chunks_again_and_keeps_silent(page: Page) -> N
     save(page)
     page.reload()
     after = wait_for(page, "d && +d.chunks === 2")
-    assert (after["state"], after["sounding"], after["played"]) == ("done", "false", before["played"])
+    assert (after["state"], after["sounding"]) == ("done", "false")
+    assert after["played"] == pytest.approx(before["played"], abs=0.3)  # told to the kernel five times a second
     page.locator(f"{NEWEST} .cbl-play").click()
     wait_for(page, "d.sounding === 'true' && +d.played > 0.2 && +d.played < 1.9")
 
