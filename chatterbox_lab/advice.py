@@ -242,26 +242,32 @@ def advise(
     """The settings that follow from known costs; see `recommend`. ``times`` are each backend's seconds a token."""
     most = settings.max_chunk_size
     lowest = costs.rtf(most, settings.context, _UTTERANCE)
-    pace = costs.slower(HEADROOM) if target == "balanced" else costs
-    first = pace.smallest_chunk(settings.context, settings.fade_duration)
-    grow = target != "rtf" and first is not None and first <= most
-    if grow:
+    paces = {"latency": [costs], "balanced": [costs.slower(HEADROOM), costs], "rtf": []}[target]
+    firsts = [(pace, pace.smallest_chunk(settings.context, settings.fade_duration)) for pace in paces]
+    pace, first = next(((pace, first) for pace, first in firsts if first is not None and first <= most), (costs, None))
+    if first is not None:
         chosen = settings.replace(schedule="grow", chunk_size=first, costs=pace)
-        why = f"{first} tokens ({first * TOKEN_SECONDS:.2g} s of speech) are the smallest first chunk " + (
-            f"that still plays without a gap when everything takes {HEADROOM:g} times as long"
-            if target == "balanced"
-            else "that plays without a gap by these costs"
-        )
+        sure = "by these costs" if pace is costs else f"when everything takes {HEADROOM:g} times as long"
+        spoken = f"{first} tokens ({first * TOKEN_SECONDS:.2g} s of speech)"
+        why = f"{spoken} are the smallest first chunk that plays without a gap {sure}"
     else:
         near = (size for size in range(1, most) if costs.rtf(size, settings.context, _UTTERANCE) <= NEAR * lowest)
         chosen = settings.replace(schedule="fixed", chunk_size=next(near, most))
         why = f"{chosen.chunk_size} tokens are the smallest chunk within {NEAR - 1:.0%} of the lowest RTF"
         if target != "rtf":
-            limit = "at all" if first is None else f"in chunks of at most {most} tokens"
-            why = f"speech does not keep up with the listener {limit} here, so collect it before playing; {why}"
+            why = f"{_too_slow(costs, settings)}, so collect speech before playing it; {why}"
     reason = f"{_words(costs, chosen, times)}; {why}. {_expected(costs, chosen)}"
     values = {field.name: getattr(chosen, field.name) for field in fields(StreamSettings)}
     return Recommendation(**values, reason=reason)
+
+
+def _too_slow(costs: Costs, settings: StreamSettings) -> str:
+    """Why no chunk size is sure to keep up with the listener."""
+    smallest = replace(costs, error=0.0).smallest_chunk(settings.context, settings.fade_duration)
+    if smallest is not None and smallest <= settings.max_chunk_size:
+        return f"chunks of {smallest} tokens would keep up, but not with times that vary by {costs.error:.0%} as here"
+    limit = f"in chunks of at most {settings.max_chunk_size} tokens"
+    return f"speech does not keep up with the listener {'at all' if smallest is None else limit} here"
 
 
 def _words(costs: Costs, chosen: StreamSettings, times: dict[str, float] | None) -> str:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -114,6 +115,20 @@ def test_a_machine_that_cannot_keep_up_is_told_so(costs: Costs) -> None:
     said = advice.advise(costs, "latency")
     assert "does not keep up" in said.reason
     assert said.schedule == "fixed"
+
+
+def test_balanced_gives_up_its_headroom_before_the_growing_schedule() -> None:
+    tight = Costs(token=0.025, window_token=0.0005)
+    said = advice.advise(tight, "balanced")
+    assert said.costs == tight
+    assert said.schedule == "grow"
+    assert "by these costs" in said.reason
+
+
+def test_a_busy_machine_is_told_from_a_slow_one() -> None:
+    busy = advice.advise(replace(TRUE, error=10.0), "balanced")
+    assert "would keep up, but not with times that vary by 1000%" in busy.reason
+    assert busy.schedule == "fixed"
 
 
 def test_a_model_is_measured(tts: LabTTS) -> None:
