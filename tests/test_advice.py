@@ -118,7 +118,7 @@ def test_a_machine_that_cannot_keep_up_is_told_so(costs: Costs) -> None:
 
 
 def test_balanced_gives_up_its_headroom_before_the_growing_schedule() -> None:
-    tight = Costs(token=0.025, window_token=0.0005)
+    tight = Costs(token=0.028, window_token=0.0005)
     said = advice.advise(tight, "balanced")
     assert said.costs == tight
     assert said.schedule == "grow"
