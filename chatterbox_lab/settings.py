@@ -15,11 +15,15 @@ ANALYZERS = ("stock", "layer", "off", "probe")
 BACKENDS = ("hf", "static", "compile", "graph")
 WEIGHTS = ("loaded", "int8")
 SCHEDULES = ("fixed", "grow")
+FLOWS = ("window", "continue", "cached")
+FLOW_DTYPES = ("float32", "bfloat16")
 READ_BESIDE = ("off", "probe")
 """The analyzer modes that need no attention maps, and so work with every backend."""
 
 _CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "weights": WEIGHTS, "schedule": SCHEDULES}
+_CHOICES |= {"flow": FLOWS, "flow_dtype": FLOW_DTYPES}
 _COUNTS = {"chunk_size": 1, "context_window": 0, "max_chunk_size": 1}
+_COUNTS |= {"flow_steps": 1, "guided_steps": 0, "prompt_tokens": 0}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
 _MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
 _COLDEST = 1e-3  # below it logits over temperature leave the range of float16
@@ -53,6 +57,15 @@ class StreamSettings:
             a stream can be repeated.
         max_chunk_size: the most tokens of a chunk that has grown, at least ``chunk_size``.
         costs: what the machine takes for a token and a chunk, for ``"grow"``; `recommend` measures it.
+        flow: what S3Gen's flow does about the past. ``"window"``: makes the mel of the context again with the chunk, as
+            upstream. ``"continue"``: the same window, but the context's mel is the one already made, given as a
+            condition like the voice prompt's. ``"cached"``: each frame is computed once; the past, which does not see
+            what follows, is remembered as keys and values (other sound).
+        flow_dtype: of the flow's products, ``"float32"`` or ``"bfloat16"`` (other rounding).
+        flow_steps: Euler steps from noise to mel, at least 1; upstream takes 10 (fewer: other sound).
+        guided_steps: of these, how many from the first on are guided (CFG, twice the work); at least 0.
+        prompt_tokens: the most tokens of the voice prompt that the flow is given, its last ones; at least 0. The
+            released voice has 250, ten seconds, which are part of every window.
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.
 
@@ -73,6 +86,11 @@ class StreamSettings:
     schedule: str = "fixed"
     max_chunk_size: int = 250
     costs: Costs = UNMEASURED
+    flow: str = "window"
+    flow_dtype: str = "float32"
+    flow_steps: int = 10
+    guided_steps: int = 10
+    prompt_tokens: int = 250
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:
@@ -111,6 +129,11 @@ class StreamSettings:
     def context(self) -> int:
         """Tokens of context that a chunk gets once as many were said: at least those of the cross-fade."""
         return max(self.context_window, math.ceil(self.fade / TOKEN_SECONDS))
+
+    @property
+    def largest_chunk(self) -> int:
+        """The most new tokens that a chunk may have."""
+        return self.chunk_size if self.schedule == "fixed" else self.max_chunk_size
 
     def chunk_sizes(self) -> Iterator[int]:
         """New tokens of each chunk in turn, without end; the last chunk of an utterance has what is left."""

@@ -16,6 +16,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS, punc_norm
 
 from .decode import check_backend, decode
+from .flow import FlowPlan
 from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
 from .models import check_reference
 from .patching import attribute
@@ -88,7 +89,7 @@ def generate(
 ) -> torch.Tensor:
     """The whole utterance at once, (1, samples), float32 on the CPU; arguments as for `generate_stream`."""
     codes = speech_tokens(tts, text, settings, seed=seed, max_new_tokens=max_new_tokens, **overrides)
-    return render(tts, codes, seed=seed)
+    return render(tts, codes, settings.replace(**overrides), seed=seed)
 
 
 def speech_tokens(
@@ -105,9 +106,12 @@ def speech_tokens(
     return torch.cat(tokens).cpu() if tokens else torch.zeros(0, dtype=torch.long)
 
 
-def render(tts: ChatterboxTTS, codes: torch.Tensor, *, seed: int | None = None) -> torch.Tensor:
+def render(
+    tts: ChatterboxTTS, codes: torch.Tensor, settings: StreamSettings = BALANCED, *, seed: int | None = None
+) -> torch.Tensor:
     """Audio (1, 960 n), float32 on the CPU and watermarked, of speech tokens (n,) decoded as one window."""
-    renderer = Renderer(tts.s3gen, tts.conds.gen, context_window=0, fade_samples=0, seed=seed or 0)
+    plan = replace(FlowPlan.of(settings), mode="window")  # there is no past
+    renderer = Renderer(tts.s3gen, tts.conds.gen, context_window=0, fade_samples=0, seed=seed or 0, plan=plan)
     return watermark(tts, renderer.push(codes, last=True))
 
 
@@ -168,7 +172,8 @@ def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
 
 def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
     settings, _, seed, max_new_tokens = call
-    renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context, round(settings.fade * tts.sr), seed or 0)
+    fade, plan = round(settings.fade * tts.sr), FlowPlan.of(settings)
+    renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context, fade, seed or 0, plan, settings.largest_chunk)
     sizes, ended = settings.chunk_sizes(), False
     with closing(_tokens(tts, call)) as tokens:  # an error must not leave T3 suspended
         while not ended:

@@ -121,7 +121,7 @@ def measured_chunks(
 
     ``window_tokens`` is the voice prompt, ``prompt_tokens``, with ``context_tokens`` and the new ones.
     """
-    prompt, said = tts.conds.gen["prompt_token"].shape[1], 0
+    prompt, said = min(settings.prompt_tokens, tts.conds.gen["prompt_token"].shape[1]), 0
     fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
     for row in chunks_of(generate_stream(tts, text, settings, **fixed)):
         context = min(settings.context, said)

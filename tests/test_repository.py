@@ -38,6 +38,10 @@ ORDER = [
     "compiled",
     "graph",
     "decode",
+    "encoder",
+    "unet",
+    "flow",
+    "vocoder",
     "render",
     "stream",
 ]
@@ -88,7 +92,7 @@ def code_lines(file: Path) -> int:
 
 def test_the_package_stays_small() -> None:
     lines = {file.stem: code_lines(file) for file in (REPOSITORY / "chatterbox_lab").glob("*.py")}
-    assert sum(lines[name] for name in ORDER[: ORDER.index("stream") + 1]) < 2000  # what an application runs
+    assert sum(lines[name] for name in ORDER[: ORDER.index("stream") + 1]) < 2500  # what an application runs
     assert max(lines.values()) < 400  # its instruments are beside it, each of a size to be read
 
 

@@ -11,10 +11,12 @@ import torch
 from dask.distributed import Client, LocalCluster
 
 from chatterbox_lab import measure, sweep
+from chatterbox_lab.encoder import Encoder
 from chatterbox_lab.models import LabTTS
 from chatterbox_lab.pacing import Costs
 from chatterbox_lab.records import Record
 from chatterbox_lab.settings import StreamSettings
+from chatterbox_lab.vocoder import Vocoder
 
 QUIET = {"progress": False}
 
@@ -95,23 +97,23 @@ def test_every_chunk_is_a_row_and_the_rows_add_up(here: sweep.Sweep, tmp_path: P
     assert sweep.report(table).count("\n") > len(points)
 
 
-def watched(tts: LabTTS, monkeypatch: pytest.MonkeyPatch) -> list[int]:
+def watched(monkeypatch: pytest.MonkeyPatch) -> list[int]:
     """The lengths of the windows that S3Gen's encoder gets from now on."""
     seen: list[int] = []
-    encode = tts.s3gen.flow.encoder.forward
+    encode = Encoder.__call__
 
-    def spy(tokens: torch.Tensor, *arguments: Any) -> Any:
+    def spy(self: Encoder, tokens: torch.Tensor) -> torch.Tensor:
         seen.append(tokens.shape[1])
-        return encode(tokens, *arguments)
+        return encode(self, tokens)
 
-    monkeypatch.setattr(tts.s3gen.flow.encoder, "forward", spy)
+    monkeypatch.setattr(Encoder, "__call__", spy)
     return seen
 
 
 def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
     tts: LabTTS, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    seen = watched(tts, monkeypatch)
+    seen = watched(monkeypatch)
     chosen = StreamSettings(chunk_size=2, context_window=4, schedule="grow", costs=Costs(), max_chunk_size=9)
     rows = list(sweep.measured_chunks(tts, "Hello.", chosen, seed=0, tokens=30))
     assert [row["window_tokens"] for row in rows] == seen
@@ -119,7 +121,7 @@ def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
 
 
 def test_windows_are_made_of_the_parts_they_are_asked_for(tts: LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen = watched(tts, monkeypatch)
+    seen = watched(monkeypatch)
     parts = [(10, 0, 4), (5, 3, 6)]
     rows = pd.DataFrame(sweep.windows(tts, parts, rounds=2))
     assert rows["window_tokens"].tolist() == [14, 14, 14, 14]
@@ -199,7 +201,7 @@ def test_a_point_that_fails_is_a_row_and_runs_again_when_resumed(
 ) -> None:
     path = tmp_path / "sweep.csv"
     with monkeypatch.context() as patched:
-        patched.setattr(tts.s3gen.mel2wav, "decode", lambda **_: (_ for _ in ()).throw(RuntimeError("out of memory")))
+        patched.setattr(Vocoder, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
         failed = sweep.run(small()[:1], here, Record(path), rounds=1, **QUIET)
     assert failed["error"].tolist() == ["RuntimeError: out of memory"]
     table = sweep.run(small()[:1], here, Record(path, resume=True), rounds=1, **QUIET)
