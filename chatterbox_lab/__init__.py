@@ -25,7 +25,7 @@ if find_spec("perth") is None:
     sys.modules["perth"].PerthImplicitWatermarker = None
 
 from .pacing import Costs  # noqa: E402
-from .settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, StreamSettings  # noqa: E402
+from .settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -34,6 +34,7 @@ __all__ = [
     "BASELINE",
     "BEST_RTF",
     "Costs",
+    "FAST",
     "StreamMetrics",
     "StreamSettings",
     "generate",

@@ -45,7 +45,19 @@ ORDER = [
     "render",
     "stream",
 ]
-ORDER += ["records", "upstream", "profiler", "ladder", "bench", "sweep", "advice", "figures", "player", "explorer"]
+ORDER += [
+    "records",
+    "upstream",
+    "profiler",
+    "ladder",
+    "prices",
+    "bench",
+    "sweep",
+    "advice",
+    "figures",
+    "player",
+    "explorer",
+]
 
 
 def constraints() -> dict[str, str]:
