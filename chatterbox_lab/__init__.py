@@ -46,6 +46,7 @@ __all__ = [
     "tune_torch",
     "upstream_stream",
     "upstream_tokens",
+    "warm_up",
 ]
 
 # Imported on first use: the stack below them takes seconds, and settings and --help need none of it.
@@ -58,6 +59,7 @@ _LAZY = {
     "patch": "stream",
     "recommend": "advice",
     "speech_tokens": "stream",
+    "warm_up": "stream",
     "upstream_stream": "upstream",
     "upstream_tokens": "upstream",
 }

@@ -14,6 +14,7 @@ from concurrent.futures import ProcessPoolExecutor
 from contextlib import nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from functools import partial
+from itertools import product
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from .attention import quiet
 from .decode import step_bytes
 from .measure import Measured, StreamMetrics, read_seconds, tune_torch
 from .models import DTYPES, MODELS, load, pick_device
+from .prices import SOUNDS
 from .records import Record, machine_facts, output_folder
 from .settings import ANALYZERS, BACKENDS, READ_BESIDE, StreamSettings, whole_number
 from .stream import encode_text, generate_stream, speech_tokens
@@ -51,26 +53,30 @@ def streams(
     backends: Sequence[str] = ("hf",),
     seed: int = 0,
     whole: bool = False,
+    sounds: Sequence[str] = ("exact",),
 ) -> dict[str, Callable[[], Measured]]:
-    """Variants for `interleaved`: upstream's own stream, and ours in each analyzer mode and backend, all of one length.
+    """Variants for `interleaved`: upstream's own stream, and ours in each mode, backend and sound, all of one length.
 
     With ``whole`` upstream's ``generate`` takes the place of its stream; ours then wants one chunk of all tokens.
     """
     fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
     released = upstream_whole if whole else upstream_stream
     variants = {UPSTREAM: partial(released, tts, text, settings, **fixed)}
-    for name, chosen in _ours(analyzers, backends):
+    for name, chosen in _ours(analyzers, backends, sounds):
         variants[name] = partial(generate_stream, tts, text, settings, **chosen, **fixed)
     return variants
 
 
-def _ours(analyzers: Sequence[str], backends: Sequence[str]) -> Iterator[tuple[str, dict[str, str]]]:
-    for name in backends:
+def _ours(
+    analyzers: Sequence[str], backends: Sequence[str], sounds: Sequence[str] = ("exact",)
+) -> Iterator[tuple[str, dict[str, Any]]]:
+    for name, sound in product(backends, sounds):
         backend, *weights = name.split("-")
         chosen = {"backend": backend} | ({"weights": weights[0]} if weights else {})
         for analyzer in analyzers:
             if backend == "hf" or analyzer in READ_BESIDE:
-                yield f"ours, {analyzer}" + (f", {name}" if name != "hf" else ""), {"analyzer": analyzer} | chosen
+                names = [analyzer] + [name] * (name != "hf") + [sound] * (sound != "exact")
+                yield f"ours, {', '.join(names)}", {"analyzer": analyzer} | chosen | SOUNDS[sound]
 
 
 def runs(
@@ -218,6 +224,7 @@ class Plan:
     """Chunk sizes with their context windows; a chunk size of 0 is the whole utterance at once."""
     analyzers: tuple[str, ...]
     backends: tuple[str, ...]
+    sounds: tuple[str, ...]
     text: str
     tokens: int
     rounds: int
@@ -231,7 +238,7 @@ class Plan:
         tokens = -(-self.tokens // chunk_size) * chunk_size if chunk_size else self.tokens
         settings = StreamSettings(chunk_size=chunk_size or tokens, context_window=context_window)
         common = (tokens, self.analyzers, self.backends, self.seed)
-        return streams(tts, self.text, settings, *common, whole=not chunk_size)
+        return streams(tts, self.text, settings, *common, whole=not chunk_size, sounds=self.sounds)
 
     def load(self, device: str, dtype: str) -> ChatterboxTTS:
         """The model on one device in one dtype."""
@@ -239,7 +246,7 @@ class Plan:
 
     def total(self) -> int:
         """Runs in all, warm-up included."""
-        variants = 1 + len(list(_ours(self.analyzers, self.backends)))
+        variants = 1 + len(list(_ours(self.analyzers, self.backends, self.sounds)))
         return len(self.devices) * len(self.dtypes) * len(self.shapes) * variants * (self.rounds + 1)
 
 
@@ -320,7 +327,7 @@ def _belongs(row: Mapping[str, Any], facts: Mapping[str, Any]) -> bool:
 def _first_calls(plan: Plan, device: str, facts: dict[str, Any], record: Record) -> None:
     facts = facts | dict(zip(SHAPE, plan.shapes[0], strict=True))
     done = _done(record, facts)
-    names = (UPSTREAM, *(name for name, _ in _ours(plan.analyzers, plan.backends)))
+    names = (UPSTREAM, *(name for name, _ in _ours(plan.analyzers, plan.backends, plan.sounds)))
     for name in tqdm([name for name in names if (name, "cold", 0) not in done], desc="first calls", leave=False):
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             try:
@@ -388,6 +395,7 @@ def parser() -> argparse.ArgumentParser:
     add("--context-window", nargs="+", type=int, help="tokens synthesised again (default: twice the chunk size)")
     add("--analyzers", nargs="+", default=["off", "probe"], choices=ANALYZERS, help="%(choices)s (default: off probe)")
     add("--backend", nargs="+", default=["hf"], choices=_BACKENDS, help="%(choices)s (default: hf)")
+    add("--sound", nargs="+", default=["exact"], choices=SOUNDS, help="S3Gen: %(choices)s (default: exact)")
     add("--tokens", type=int, default=100, help="length, rounded up to whole chunks; 25 are a second (default: 100)")
     add("--rounds", type=int, default=5, help="measured rounds, after one to warm up (default: %(default)s)")
     add("--seed", type=int, default=0, help="of the sampling (default: %(default)s)")
@@ -422,6 +430,7 @@ def plan_of(chosen: argparse.Namespace) -> Plan:
         ),
         analyzers=tuple(dict.fromkeys(chosen.analyzers)),
         backends=tuple(dict.fromkeys(chosen.backend)),
+        sounds=tuple(dict.fromkeys(chosen.sound)),
         text=chosen.text,
         tokens=tokens,
         rounds=2 if chosen.quick else whole_number("rounds", chosen.rounds, 1),

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -227,6 +227,64 @@ def growth(times: pd.DataFrame) -> Figure:
     ax.set_ylim(bottom=0)
     ax.legend(frameon=False, fontsize=8, ncols=2)
     return figure
+
+
+_SOUND_STYLES = {"same": ("#9fcbe3", ""), "rounding": ("#9fcbe3", "///"), "other": ("#f2d39a", "")}
+
+
+def price_bars(board: pd.DataFrame, chunk_size: int) -> Figure:
+    """Seconds a chunk of each rung of S3Gen, shaded by what a listener could notice, with the chunk's own length.
+
+    Args:
+        board: from `prices.summary`, of one machine and shape, indexed by rung.
+        chunk_size: new tokens a chunk.
+    """
+    figure, ax = plt.subplots(figsize=(8.5, 0.4 * len(board) + 1.4))
+    for row, (sound, time, gain) in enumerate(zip(board["sound"], board["s/chunk"], board["to stock"], strict=True)):
+        color, hatch = _SOUND_STYLES[sound]
+        ax.barh(row, time, color=color, hatch=hatch, edgecolor="0.35", linewidth=0.6, height=0.7)
+        ax.annotate(f"{time:.3g} s, {gain:.2g}x", (time, row), (4, 0), textcoords="offset points", va="center", size=8)
+    words = {"same": "the same sound", "rounding": "other rounding", "other": "another sound"}
+    for sound, (color, hatch) in _SOUND_STYLES.items():
+        ax.bar(0, 0, color=color, hatch=hatch, edgecolor="0.35", linewidth=0.6, label=words[sound])
+    speech = chunk_size * _REAL_TIME / 1e3
+    if speech < 3 * board["s/chunk"].max():
+        ax.axvline(speech, color="0.4", linestyle=":", label=f"length of the chunk ({speech:g} s)")
+    ax.set_yticks(range(len(board)), board.index)
+    ax.invert_yaxis()
+    ax.set(
+        xlabel="s a chunk",
+        title=f"S3Gen, rung by rung: {chunk_size} new tokens",
+        xlim=(0, 1.2 * board["s/chunk"].max()),
+    )
+    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    return figure
+
+
+def chunk_costs(board: pd.DataFrame, rungs: Sequence[str]) -> Figure:
+    """What a chunk costs S3Gen against how much is new in it, before and after: in seconds, and by second of speech.
+
+    Args:
+        board: from `prices.summary`, with several chunk sizes.
+        rungs: the lines, in order.
+    """
+    figure, axes = plt.subplots(1, 2, figsize=(9, 3.5))
+    for rung, marker, line, shade in zip(rungs, "osD^v", ("-", "--", "-.", ":", "-"), _SHADES, strict=False):
+        times = board.xs(rung, level="rung").reset_index()
+        style = {"color": shade, "marker": marker, "linestyle": line, "markersize": 5, "label": rung}
+        axes[0].plot(times["chunk size"], times["s/chunk"], **style)
+        axes[1].plot(times["chunk size"], times["RTF"], **style)
+    axes[1].axhline(1, color="0.4", linestyle=":")
+    axes[1].set_yscale("log")
+    log_scale(axes[1].yaxis)
+    axes[0].set(xlabel="new tokens in the chunk", ylabel="s a chunk", ylim=(0, None), title="A chunk")
+    axes[1].set(xlabel="new tokens in the chunk", ylabel="S3Gen's RTF", title="A second of speech")
+    handles, labels = axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    return figure
+
+
+_SHADES = ("#7a2e12", "#0b6fa4", "#c58b00", "0.25", "0.6")
 
 
 PROMPT_STYLES = (("o", "#0b6fa4"), ("s", "#c58b00"), ("^", "#7a2e12"), ("D", "0.5"))

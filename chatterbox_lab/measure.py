@@ -19,7 +19,8 @@ class StreamMetrics:
     Times are seconds on a clock that synchronises the device, and count only generation: what the caller does
     between two chunks is left out. ``rtf`` is ``total_generation_time / total_audio_duration``; below 1 is faster
     than real time. ``peak_memory_bytes`` is the allocator's peak on CUDA, the driver's current allocation on MPS
-    and the largest resident size seen at a chunk's end on a CPU.
+    and the largest resident size seen at a chunk's end on a CPU. With ``overlap`` the stages' seconds may add up to
+    more than the whole, and are ahead of the chunk that they come with.
     """
 
     latency_to_first_chunk: float | None = None
@@ -44,16 +45,23 @@ def synchronize(device: str | torch.device) -> None:
 
 
 class StageClock:
-    """Seconds and calls per named stage, with the device synchronised at both ends of each measurement."""
+    """Seconds and calls per named stage, with the device synchronised at both ends of each measurement.
 
-    def __init__(self, device: str | torch.device) -> None:
-        self.device = device
+    Several threads may share a clock if each has stages of its own. With ``whole=False`` a thread waits only for its
+    own CUDA stream, not for what others have given to the device.
+    """
+
+    def __init__(self, device: str | torch.device, whole: bool = True) -> None:
+        self.device, self.whole = device, whole
         self.seconds: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
 
     def now(self) -> float:
-        """A monotonic time in seconds, read once the device is idle."""
-        synchronize(self.device)
+        """A monotonic time in seconds, read once the device (or this thread's stream) is idle."""
+        if self.whole or torch.device(self.device).type != "cuda":
+            synchronize(self.device)
+        else:
+            torch.cuda.current_stream(self.device).synchronize()
         return time.perf_counter()
 
     @contextmanager

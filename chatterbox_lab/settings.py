@@ -27,7 +27,7 @@ _COUNTS |= {"flow_steps": 1, "guided_steps": 0, "prompt_tokens": 0}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
 _MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
 _COLDEST = 1e-3  # below it logits over temperature leave the range of float16
-_FLAGS = ("guard", "ignore_eos")
+_FLAGS = ("guard", "overlap", "ignore_eos")
 
 
 @dataclass(frozen=True)
@@ -66,6 +66,8 @@ class StreamSettings:
         guided_steps: of these, how many from the first on are guided (CFG, twice the work); at least 0.
         prompt_tokens: the most tokens of the voice prompt that the flow is given, its last ones; at least 0. The
             released voice has 250, ten seconds, which are part of every window.
+        overlap: lets T3 decode the next chunk while S3Gen renders this one and the watermark runs on the one before,
+            each in its thread; same tokens, same audio. For a GPU, or a CPU of many cores.
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.
 
@@ -91,6 +93,7 @@ class StreamSettings:
     flow_steps: int = 10
     guided_steps: int = 10
     prompt_tokens: int = 250
+    overlap: bool = False
     ignore_eos: bool = False
 
     def __post_init__(self) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterator
-from contextlib import ExitStack, closing
+import time
+from collections import deque
+from collections.abc import Generator, Iterator
+from contextlib import AbstractContextManager, ExitStack, closing, nullcontext
 from dataclasses import replace
+from functools import partial
+from itertools import islice, takewhile
 from pathlib import Path
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -17,12 +22,15 @@ from chatterbox.tts import ChatterboxTTS, punc_norm
 
 from .decode import check_backend, decode
 from .flow import FlowPlan
-from .measure import Chunks, Measured, StageClock, StreamMetrics, measured
+from .measure import Chunks, Measured, StageClock, StreamMetrics, measured, synchronize
 from .models import check_reference
 from .patching import attribute
+from .pipeline import in_turn, own_share, pipelined
 from .render import Renderer
 from .settings import BALANCED, StreamSettings, whole_number
 
+_WATERMARK = 2  # the stage's number, from 0
+_WARM_UP, _WARM_UP_TOKENS, _MOST_CHUNKS = "Hello.", 12, 40
 _WATERMARK_BLOCK = 960  # PerTh crops what does not fill its hop of 240 samples at 24 kHz, and needs over 768
 
 
@@ -38,7 +46,8 @@ def generate_stream(
     """Speaks ``text`` in chunks, each yielded as soon as it is rendered.
 
     Arguments are checked when this is called, before any model runs. Not thread-safe: one stream of a model at a
-    time may run, though several may be suspended.
+    time may run, though several may be suspended; one with ``overlap`` works on while it is suspended, so it must be
+    finished or closed before another begins.
 
     Args:
         tts: a model from `load`, or any upstream ``ChatterboxTTS``.
@@ -68,7 +77,7 @@ def _stream(
     recording: str | Path | None = None,
 ) -> Measured:
     call = checked(tts, text, settings, overrides, seed, max_new_tokens, recording)
-    clock = StageClock(tts.device)
+    clock = StageClock(tts.device, whole=not call[0].overlap)
 
     def chunks() -> Chunks:
         if recording is not None:  # inside the measured time, as upstream has it
@@ -171,32 +180,91 @@ def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
 
 
 def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
-    settings, _, seed, max_new_tokens = call
-    fade, plan = round(settings.fade * tts.sr), FlowPlan.of(settings)
-    renderer = Renderer(tts.s3gen, tts.conds.gen, settings.context, fade, seed or 0, plan, settings.largest_chunk)
-    sizes, ended = settings.chunk_sizes(), False
-    with closing(_tokens(tts, call)) as tokens:  # an error must not leave T3 suspended
-        while not ended:
-            with clock.stage("t3"):
-                size = next(sizes)
-                chunk = list(_take(tokens, size, clock))
-            ended = len(chunk) < size or clock.calls["token"] == max_new_tokens
-            with clock.stage("s3gen"):
-                new = torch.cat(chunk) if chunk else torch.zeros(0, dtype=torch.long)
-                audio = renderer.push(new, last=ended)
+    """The audio of each chunk, after its three stages: one after the other, or each ahead of the next."""
+    source = partial(_token_chunks, tts, call, clock)
+    stages = partial(_rendered, _renderer(tts, call), clock), partial(_marked, tts, clock)
+    if call[0].overlap:
+        synchronize(tts.device)  # what the stages share is there
+        items = pipelined(source, *stages, inside=partial(_share, tts.t3.device, torch.get_num_threads()))
+    else:
+        items = in_turn(source, *stages)
+    with closing(items):
+        for tokens, audio in items:
+            clock.calls["token"] += tokens
             if audio.shape[1]:
-                with clock.stage("watermark"):
-                    audio = watermark(tts, audio)
                 yield audio
 
 
-def _take(tokens: Iterator[torch.Tensor], count: int, clock: StageClock) -> Iterator[torch.Tensor]:
-    for _ in range(count):
-        token = next(tokens, None)
-        if token is None:
+def _renderer(tts: ChatterboxTTS, call: Call) -> Renderer:
+    settings, _, seed, _ = call
+    fade, plan = round(settings.fade * tts.sr), FlowPlan.of(settings)
+    return Renderer(tts.s3gen, tts.conds.gen, settings.context, fade, seed or 0, plan, settings.largest_chunk)
+
+
+def _share(device: torch.device, threads: int, number: int) -> AbstractContextManager[None]:
+    """T3 and S3Gen share a CPU's cores evenly; the watermark gets one."""
+    return own_share(device, 1 if number == _WATERMARK else max(1, threads // 2), threads)
+
+
+Chunk = tuple[torch.Tensor, bool]
+
+
+def _token_chunks(tts: ChatterboxTTS, call: Call, clock: StageClock, halted: Event) -> Generator[Chunk, None, None]:
+    """New tokens (n,) of each chunk, and whether it is the last."""
+    settings, _, _, max_new_tokens = call
+    sizes, said, ended = settings.chunk_sizes(), 0, False
+    with closing(_tokens(tts, call)) as tokens:  # an error must not leave T3 suspended
+        while not ended and not halted.is_set():
+            with clock.stage("t3"):
+                size = next(sizes)
+                chunk = list(takewhile(lambda _: not halted.is_set(), islice(tokens, size)))
+                new = torch.cat(chunk) if chunk else torch.zeros(0, dtype=torch.long)
+            said += len(chunk)
+            ended = len(chunk) < size or said == max_new_tokens
+            yield new, ended
+
+
+def _rendered(renderer: Renderer, clock: StageClock, chunk: Chunk) -> tuple[int, torch.Tensor]:
+    tokens, last = chunk
+    with clock.stage("s3gen"):
+        return len(tokens), renderer.push(tokens, last=last)
+
+
+def _marked(tts: ChatterboxTTS, clock: StageClock, made: tuple[int, torch.Tensor]) -> tuple[int, torch.Tensor]:
+    tokens, audio = made
+    with clock.stage("watermark") if audio.shape[1] else nullcontext():
+        return tokens, watermark(tts, audio)
+
+
+def warm_up(tts: ChatterboxTTS, settings: StreamSettings = BALANCED, **overrides: Any) -> float:
+    """Pays what the first stream with these settings would pay once; returns the seconds that it took.
+
+    That is: weights in the form that the device reads fastest, compilation, CUDA graphs, the voice's share of T3's and
+    S3Gen's work, the kernels of every length of chunk that the schedule begins with, the watermark's first use. A
+    chunk shorter than planned, such as an utterance of one word, may still meet a new length. Nothing is spoken, and
+    PyTorch's default generator is left as it is. Arguments and errors as for `generate_stream`.
+    """
+    call = checked(tts, _WARM_UP, settings, {**overrides, "ignore_eos": True, "guard": False}, 0)
+    start = time.perf_counter()
+    with closing(_tokens(tts, call)) as tokens:
+        deque(islice(tokens, _WARM_UP_TOKENS), maxlen=0)
+    renderer = _renderer(tts, call)
+    codes = torch.zeros(call[0].largest_chunk, dtype=torch.long)
+    for size in _opening(call[0]):
+        watermark(tts, renderer.push(codes[:size]))
+    watermark(tts, renderer.push(codes[:0], last=True))
+    synchronize(tts.device)
+    return time.perf_counter() - start
+
+
+def _opening(settings: StreamSettings) -> Iterator[int]:
+    """The sizes of a schedule's chunks up to where all that follow are alike: the context is full, growth has ended."""
+    said, last = 0, None
+    for size in islice(settings.chunk_sizes(), _MOST_CHUNKS):
+        yield size
+        if said >= settings.context and size == last:
             return
-        clock.calls["token"] += 1
-        yield token
+        said, last = said + size, size
 
 
 def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:

@@ -184,3 +184,18 @@ def test_the_buffer_rises_with_a_chunk_and_falls_with_the_clock() -> None:
     figure = figures.buffers({"fixed": chunks, "growing": chunks}, until=3)
     assert figure.axes[0].get_title(loc="left") == "fixed: first chunk after 1.00 s; chunks of 25, 25 tokens"
     assert all(ax.get_ylabel() for ax in figure.axes)
+
+
+def test_the_prices_of_s3gen_are_drawn_as_they_are() -> None:
+    names = ["stock", "bfloat16", "each frame once"]
+    shape = {"chunk size": [25] * 3 + [50] * 3, "context": [50] * 3 + [100] * 3, "rung": names * 2}
+    costs = {"s/chunk": [20, 12, 2, 26, 14, 4.0], "RTF": [20, 12, 2, 13, 7, 2.0], "to stock": [1, 1.7, 10, 1, 1.9, 6.5]}
+    board = pd.DataFrame(shape | costs | {"sound": ["same", "rounding", "other"] * 2}).set_index(list(shape))
+    ax = figures.price_bars(board.loc[50, 100], 50).axes[0]
+    assert [bar.get_width() for bar in ax.patches[:3]] == [26, 14, 4]
+    assert [label.get_text() for label in ax.get_yticklabels()] == names
+    assert ax.get_xlim()[1] > 26
+    before, after = figures.chunk_costs(board, ["stock", "each frame once"]).axes
+    assert before.lines[0].get_ydata().tolist() == [20, 26]
+    assert after.lines[1].get_ydata().tolist() == [2, 2]
+    assert before.get_ylim()[0] == 0

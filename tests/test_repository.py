@@ -29,6 +29,7 @@ ORDER = [
     "patching",
     "files",
     "measure",
+    "pipeline",
     "models",
     "attention",
     "alignment",

@@ -3,8 +3,11 @@ from __future__ import annotations
 import gc
 import inspect
 import itertools
+import os
+import threading
 import time
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import Any
 
 import psutil
@@ -15,8 +18,10 @@ from conftest import TEXT, trace
 
 import chatterbox_lab as lab
 from chatterbox_lab import attention, stream, upstream
+from chatterbox_lab.flow import Flow
 from chatterbox_lab.render import Renderer
 from chatterbox_lab.settings import ANALYZERS
+from chatterbox_lab.vocoder import Vocoder
 
 FIXED = {"seed": 0, "ignore_eos": True}
 
@@ -217,15 +222,116 @@ def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
 
 def test_a_chunk_costs_the_same_however_much_was_said(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     work: list[int] = []
-    push = Renderer._vocode
+    inner = Flow.mel
 
-    def counted(self: Renderer, mel: torch.Tensor, context: int) -> torch.Tensor:
-        work.append(mel.shape[2])
-        return push(self, mel, context)
+    def counted(self: Flow, *args: Any) -> torch.Tensor:
+        work.append(inner(self, *args).shape[2])
+        return inner(self, *args)
 
-    monkeypatch.setattr(Renderer, "_vocode", counted)
+    monkeypatch.setattr(Flow, "mel", counted)
     list(lab.generate_stream(tts, TEXT, chunk_size=2, context_window=4, max_new_tokens=30, **FIXED))
     assert work == [4, 8, *[12] * 13]
+
+
+FLOWS = [{"flow": "continue"}, {"flow": "cached"}, {"flow_dtype": "bfloat16"}, {"flow_steps": 4, "guided_steps": 2}]
+
+
+@pytest.mark.parametrize("changes", [*FLOWS, {"prompt_tokens": 5}])
+def test_every_way_to_make_mel_streams_the_same_tokens(tts: Any, changes: dict[str, Any]) -> None:
+    settings = lab.BASELINE.replace(chunk_size=9, **changes)
+    runs = [list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=30, **FIXED)) for _ in range(2)]
+    audio = joined(iter(runs[0]))
+    assert audio.shape == (1, 30 * 960)
+    assert torch.equal(audio, joined(iter(runs[1])))  # repeatable, also with what is kept between streams
+    plain = joined(lab.generate_stream(tts, TEXT, lab.BASELINE, chunk_size=9, max_new_tokens=30, **FIXED))
+    assert not torch.equal(audio, plain)
+    assert lab.generate(tts, TEXT, settings, max_new_tokens=5, **FIXED).shape == (1, 5 * 960)
+
+
+@pytest.fixture
+def no_thread_is_left() -> Iterator[None]:
+    before = set(threading.enumerate())
+    yield
+    assert set(threading.enumerate()) <= before
+
+
+@pytest.mark.parametrize(
+    "changes", [{}, {"flow": "cached"}, {"schedule": "grow"}, {"analyzer": "probe", "guard": True}]
+)
+def test_overlapped_stages_say_the_same(tts: Any, no_thread_is_left: None, changes: dict[str, Any]) -> None:
+    settings = lab.BASELINE.replace(chunk_size=6, **changes)
+    expected = list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=40, **FIXED))
+    found = list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=40, overlap=True, **FIXED))
+    assert [audio.shape for audio, _ in found] == [audio.shape for audio, _ in expected]
+    # Each thread has its share of PyTorch's threads, and sums that are cut elsewhere round otherwise.
+    torch.testing.assert_close(joined(iter(found)), joined(iter(expected)), rtol=0, atol=1e-4)
+    metrics = found[-1][1]
+    assert (metrics.tokens, metrics.total_audio_duration) == (40, 40 / 25)
+    assert min(metrics.t3_seconds, metrics.s3gen_seconds, metrics.watermark_seconds) > 0
+    assert torch.get_num_threads() == int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
+
+
+def test_tokens_of_an_overlapped_stream_are_counted_when_they_are_heard(tts: Any, no_thread_is_left: None) -> None:
+    stream = lab.generate_stream(tts, TEXT, chunk_size=5, max_new_tokens=40, overlap=True, **FIXED)
+    assert [next(stream)[1].tokens for _ in range(3)] == [5, 10, 15]
+    stream.close()
+
+
+@pytest.mark.parametrize("end", ["close", "t3", "s3gen", "watermark"])
+def test_an_overlapped_stream_leaves_nothing_behind(
+    tts: Any, no_thread_is_left: None, end: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before, chunks = trace(tts), 0
+    broken = {"t3": (stream, "decode"), "s3gen": (Renderer, "push"), "watermark": (stream, "watermark")}
+    if end != "close":
+        owner, name = broken[end]
+        inner, calls = getattr(owner, name), itertools.count()
+
+        def breaking(*args: Any, **kwargs: Any) -> Any:
+            if end == "t3":
+                return itertools.chain(itertools.islice(inner(*args, **kwargs), 12), fail())
+            if next(calls) == 2:
+                raise MemoryError("not enough")
+            return inner(*args, **kwargs)
+
+        def fail() -> Iterator[None]:
+            raise MemoryError("not enough")
+            yield
+
+        def closeable(*args: Any, **kwargs: Any) -> Any:
+            yield from breaking(*args, **kwargs)
+
+        monkeypatch.setattr(owner, name, closeable if end == "t3" else breaking)
+    speaking = lab.generate_stream(tts, TEXT, chunk_size=6, max_new_tokens=900, overlap=True, analyzer="stock", **FIXED)
+    with pytest.raises(MemoryError, match="not enough") if end != "close" else nullcontext():
+        for _ in speaking:
+            chunks += 1
+            if end == "close" and chunks == 2:
+                speaking.close()
+                break
+    assert chunks == 2
+    assert trace(tts) == before
+
+
+@pytest.mark.parametrize("changes", [{}, {"schedule": "grow", "max_chunk_size": 20}, {"flow": "cached"}])
+def test_after_a_warm_up_a_stream_meets_no_new_length(
+    tts: Any, changes: dict[str, Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    lengths: list[int] = []
+    vocode = Vocoder.__call__
+    monkeypatch.setattr(
+        Vocoder, "__call__", lambda self, mel, new: lengths.append(mel.shape[2]) or vocode(self, mel, new)
+    )
+    settings = lab.BALANCED.replace(chunk_size=7, context_window=12, **changes)
+    state = torch.get_rng_state()
+    assert lab.warm_up(tts, settings) > 0
+    assert torch.equal(torch.get_rng_state(), state)
+    warm = set(lengths)
+    del lengths[:]
+    list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=100, **FIXED))
+    assert set(lengths) <= warm
+    with pytest.raises(ValueError, match="chunk_size=0"):
+        lab.warm_up(tts, chunk_size=0)
 
 
 def test_the_watermark_is_there_and_keeps_the_length(tts: Any) -> None:
