@@ -31,7 +31,7 @@ from .models import DTYPES, MODELS, load, pick_device
 from .prices import SOUNDS
 from .records import Record, machine_facts, output_folder
 from .settings import ANALYZERS, BACKENDS, READ_BESIDE, StreamSettings, whole_number
-from .stream import encode_text, generate_stream, speech_tokens
+from .stream import encode_text, generate_stream, speech_tokens, warm_up
 from .upstream import upstream_stream, upstream_tokens, upstream_whole
 
 UPSTREAM = "upstream"
@@ -328,18 +328,23 @@ def _first_calls(plan: Plan, device: str, facts: dict[str, Any], record: Record)
     facts = facts | dict(zip(SHAPE, plan.shapes[0], strict=True))
     done = _done(record, facts)
     names = (UPSTREAM, *(name for name, _ in _ours(plan.analyzers, plan.backends, plan.sounds)))
-    for name in tqdm([name for name in names if (name, "cold", 0) not in done], desc="first calls", leave=False):
+    calls = [(name, state) for name in names for state in ("cold", "warmed") if name != UPSTREAM or state == "cold"]
+    for name, state in tqdm([call for call in calls if (*call, 0) not in done], desc="first calls", leave=False):
         with ProcessPoolExecutor(1, get_context("spawn")) as process:
             try:
-                row = process.submit(_first_call, plan, device, facts["dtype"], name).result()
+                row = process.submit(_first_call, plan, device, facts["dtype"], name, state == "warmed").result()
             except Exception as error:  # the process may have been killed
                 row = _failure(error)
-        record.add([{"variant": name, "state": "cold", "round": 0} | row | facts])
+        record.add([{"variant": name, "state": state, "round": 0} | row | facts])
 
 
-def _first_call(plan: Plan, device: str, dtype: str, variant: str) -> dict[str, Any]:
+def _first_call(plan: Plan, device: str, dtype: str, variant: str, warmed: bool) -> dict[str, Any]:
     with quiet(), tune_torch() if plan.tuned else nullcontext():
-        return metrics_of(plan.variants(plan.load(device, dtype), plan.shapes[0])[variant])
+        tts = plan.load(device, dtype)
+        start = plan.variants(tts, plan.shapes[0])[variant]
+        chosen = {name: value for name, value in start.keywords.items() if name not in ("seed", "max_new_tokens")}
+        taken = warm_up(tts, start.args[2], **chosen) if warmed else None
+        return metrics_of(start) | {"warm_up_seconds": taken}
 
 
 def report(table: pd.DataFrame) -> str:
@@ -350,7 +355,7 @@ def report(table: pd.DataFrame) -> str:
         if rows.get("step_bytes", rows["rtf"]).notna().any():
             megabytes, milliseconds = rows["step_bytes"].max() / 1e6, 1e3 * rows["step_limit_seconds"].min()
             parts.append(f"reading T3's {megabytes:.0f} MB of weights once takes {milliseconds:.2f} ms")
-        for state in ("warm", "cold"):
+        for state in ("warm", "cold", "warmed"):
             if len(shapes := by_shape(rows, state).reset_index()):
                 shapes["chunk_size"] = shapes["chunk_size"].replace(0, "whole")
                 parts.append(f"\n{state}:\n{shapes.to_string(index=False, float_format='%.3f')}\n")
@@ -403,7 +408,7 @@ def parser() -> argparse.ArgumentParser:
     add("--output", type=Path, help="CSV to write (default: build/data/bench_MODEL.csv)")
     flag = partial(parser.add_argument, action="store_true")
     flag("--check", help="also verify that each variant says upstream's tokens for the same seed, on this device")
-    flag("--cold", help="also measure every variant's first call in a process of its own")
+    flag("--cold", help="also measure every variant's first call in a process of its own, without and with a warm-up")
     flag("--no-watermark", help="leave the watermark out on both sides (perth need not be installed)")
     flag("--tune", help="set the report's PyTorch flags (TF32, cuDNN autotuning) for the whole run")
     flag("--resume", help="go on with an interrupted benchmark, or add to a finished one")

@@ -6,7 +6,7 @@ import sys
 
 import pandas as pd
 
-from chatterbox_lab import bench, ladder, profiler
+from chatterbox_lab import bench, ladder, prices, profiler
 from chatterbox_lab.records import REPOSITORY, load_results, recorded, written_whole
 
 README = REPOSITORY / "README.md"
@@ -55,8 +55,25 @@ def ladder_table() -> str:
     return pd.concat(tables, names=["machine"]).reset_index().to_markdown(index=False)
 
 
+def prices_table() -> str:
+    """S3Gen rung by rung at chunks of 50, for every machine that its prices were recorded on."""
+    columns = ["s/chunk", "RTF", "to below", "to stock", "range", "mel (dB)", "sound"]
+    records = full_size("prices").groupby("record", sort=False)
+    tables = {name: prices.summary(rows).loc[50, 100][columns] for name, rows in records}
+    return pd.concat(tables, names=["machine"]).round(2).reset_index().to_markdown(index=False)
+
+
+def closed_table() -> str:
+    """Whole streams before and after, for every machine that they were recorded on."""
+    columns = ["RTF", "first chunk (s)", "T3 (ms/token)", "S3Gen (s/chunk)", "RTF ratio"]
+    tables = {name: bench.by_shape(runs)[columns] for name, runs in full_size("streams").groupby("record", sort=False)}
+    table = pd.concat(tables, names=["machine"]).round(3).reset_index()
+    return table.rename(columns={"chunk_size": "chunk", "context_window": "context"}).to_markdown(index=False)
+
+
 END = "<!-- end -->"
 TABLES = {"streams": streams_table, "ladder": ladder_table, "sizes": sizes_table, "price": price_table}
+TABLES |= {"prices": prices_table, "closed": closed_table}
 
 
 def filled(text: str) -> str:

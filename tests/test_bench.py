@@ -211,6 +211,9 @@ def test_first_calls_have_a_process_of_their_own(loaded: LabTTS, tmp_path: Path)
     cold = pd.read_csv(output).query("state == 'cold'")
     assert cold["variant"].tolist() == ["upstream", "ours, off"]
     assert (cold["tokens"] == 3).all()
+    warmed = pd.read_csv(output).query("state == 'warmed'")
+    assert warmed["variant"].tolist() == ["ours, off"]
+    assert (warmed["warm_up_seconds"] > 0).all()
     assert (cold["watermark_seconds"] < 0.1).all()  # PerTh takes most of a second the first time
 
 
