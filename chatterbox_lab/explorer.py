@@ -20,7 +20,7 @@ from chatterbox.tts import ChatterboxTTS
 from .measure import Measured
 from .models import MODELS, load
 from .player import Player, front_end
-from .settings import ANALYZERS, BACKENDS, SCHEDULES, WEIGHTS, StreamSettings
+from .settings import ANALYZERS, BACKENDS, FLOW_DTYPES, FLOWS, SCHEDULES, WEIGHTS, StreamSettings
 from .stream import checked, generate_stream
 
 GIVEN = "as given"
@@ -29,6 +29,7 @@ KEPT = 4
 TARGETS = ("balanced", "latency", "rtf")
 _TEXT = "The quick brown fox reads a long sentence to the lazy dog."
 _STANDARD = StreamSettings(chunk_size=25, context_window=50, backend="static")
+_TOKEN = "speech tokens; 25 are one second"
 _LABEL = {"description_width": "136px"}
 _COLUMN = widgets.Layout(min_width="400px", flex="1 1 400px")
 
@@ -103,17 +104,20 @@ class Explorer(widgets.VBox):
             self._number("temperature", 0.8, (0, 2, 0.05), "Temperature", "Of the sampling: 0 is greedy"),
             self._number("cfg_weight", 0.5, (0, 2, 0.05), "CFG weight", "Classifier-free guidance: 0 is none"),
             self._number("exaggeration", 0.5, (0, 2, 0.05), "Exaggeration", "Of the emotion: 0.5 is neutral"),
+            self._number("flow_steps", None, (1, 20, 1), "Euler steps", "Of S3Gen, from noise to mel; stock: 10"),
+            self._number("prompt_tokens", None, (0, 250, 5), "Voice prompt", f"Its last ones, for S3Gen, in {_TOKEN}"),
         ], layout=_COLUMN)  # fmt: skip
 
     def _streaming(self) -> widgets.VBox:
-        token = "speech tokens; 25 are one second"
         return widgets.VBox([
-            self._number("chunk_size", None, (1, 200, 1), "Chunk (tokens)", f"New in each chunk, in {token}"),
-            self._number("context_window", None, (0, 400, 1), "Context (tokens)", f"Synthesised again, in {token}"),
+            self._number("chunk_size", None, (1, 200, 1), "Chunk (tokens)", f"New in each chunk, in {_TOKEN}"),
+            self._number("context_window", None, (0, 400, 1), "Context (tokens)", f"Synthesised again, in {_TOKEN}"),
             self._choice("schedule", SCHEDULES, "Schedule", "How chunk sizes follow one another"),
-            self._number("max_chunk_size", None, (1, 500, 1), "Largest (tokens)", f"Of 'grow', in {token}"),
+            self._number("max_chunk_size", None, (1, 500, 1), "Largest (tokens)", f"Of 'grow', in {_TOKEN}"),
             self._choice("backend", BACKENDS, "Backend", "What runs T3"),
             self._choice("weights", WEIGHTS, "T3 weights", "Of the decode steps; int8 needs 'static' on a CPU"),
+            self._choice("flow", FLOWS, "S3Gen", "What it does about the past: 'cached' computes each frame once"),
+            self._choice("flow_dtype", FLOW_DTYPES, "S3Gen in", "Of its products; bfloat16 rounds otherwise"),
             self._choice("analyzer", ANALYZERS, "Analyzer", "How T3's alignment is read; maps need backend 'hf'"),
         ], layout=_COLUMN)  # fmt: skip
 

@@ -78,9 +78,17 @@ def _columns(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tenso
 
 
 def _reordered(weight: torch.Tensor) -> Rows:
-    """oneDNN's own layout for two rows, as ``torch.compile`` gives frozen weights; a copy of the weights."""
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, 2)
-    return lambda rows: torch.ops.mkldnn._linear_pointwise(rows, packed, None, "none", [], "")
+    """oneDNN's own layout for few rows, as ``torch.compile`` gives frozen weights; a copy of the weights.
+
+    Two rows are given twice: oneDNN's kernel for four reads the weights faster, and every row's result is the same.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _FEW)
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        given = rows.repeat(_FEW // len(rows), 1) if _FEW % len(rows) == 0 else rows
+        return torch.ops.mkldnn._linear_pointwise(given, packed, None, "none", [], "")[: len(rows)]
+
+    return product
 
 
 def _int8(weights: Sequence[torch.Tensor]) -> Rows:

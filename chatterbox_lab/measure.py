@@ -20,7 +20,8 @@ class StreamMetrics:
     between two chunks is left out. ``rtf`` is ``total_generation_time / total_audio_duration``; below 1 is faster
     than real time. ``peak_memory_bytes`` is the allocator's peak on CUDA, the driver's current allocation on MPS
     and the largest resident size seen at a chunk's end on a CPU. With ``overlap`` the stages' seconds may add up to
-    more than the whole, and are ahead of the chunk that they come with.
+    more than the whole, and are ahead of the chunk that they come with; and work goes on while the caller is busy with
+    a chunk, so that the caller waits less and sees a lower ``rtf`` than one who asks for the next chunk at once.
     """
 
     latency_to_first_chunk: float | None = None

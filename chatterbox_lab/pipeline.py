@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, closing, contextmanager, suppress
 from dataclasses import dataclass
 from queue import Empty, Full, Queue
-from threading import Event, Thread
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import torch
@@ -61,7 +61,7 @@ def pipelined(
             return
         except BaseException as error:
             end.error = error
-        with _unless_halted():
+        with suppress(_HaltedError):
             _put(queues[number], end, halted)
 
     threads = [Thread(target=work, args=(n,), name=f"chatterbox_lab-{n}", daemon=True) for n in range(len(queues))]
@@ -71,9 +71,10 @@ def pipelined(
         yield from _items(queues[-1], halted)
     finally:
         halted.set()
-        for thread in threads:
-            if thread.ident is not None:
-                thread.join()
+        if current_thread() not in threads:  # a forgotten generator may be collected in a thread of its own
+            for thread in threads:
+                if thread.ident is not None:
+                    thread.join()
 
 
 def _items(queue: Queue, halted: Event) -> Iterator[Any]:
@@ -101,14 +102,6 @@ def _put(queue: Queue, item: Any, halted: Event) -> None:
     raise _HaltedError
 
 
-@contextmanager
-def _unless_halted() -> Iterator[None]:
-    try:
-        yield
-    except _HaltedError:
-        return
-
-
 def in_turn(source: Source, *stages: Callable[[Any], Any]) -> Generator[Any, None, None]:
     """The same items as from `pipelined`, each through all stages before the next one is begun."""
     with closing(source(Event())) as items:
@@ -129,6 +122,7 @@ def own_share(device: torch.device, threads: int, otherwise: int) -> Iterator[No
         with torch.cuda.stream(torch.cuda.Stream(device)):
             yield
         return
+    torch.get_num_threads()  # before a thread's first look, what is set here would give way to the number set last
     torch.set_num_threads(threads)
     try:
         yield

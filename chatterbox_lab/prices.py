@@ -18,7 +18,7 @@ from typing import Any
 import pandas as pd
 import torch
 from chatterbox.tts import ChatterboxTTS
-from torch.utils.flop_counter import FlopCounterMode
+from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
 from tqdm.auto import tqdm
 
 from .attention import quiet
@@ -36,8 +36,15 @@ from .vocoder import folded
 STOCK, EXACT = "stock", "plain operations"
 DECIBELS = 20 / math.log(10)
 """A mel here is the natural logarithm of an amplitude."""
-SHAPES = ((50, 100),)
 _LONGEST = 250
+
+
+def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int:
+    return sdpa_flop_count(query, key, value)
+
+
+# PyTorch 2.6 does not count attention on a CPU.
+_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
 
 
 @dataclass(frozen=True)
@@ -188,8 +195,9 @@ def limits(tts: ChatterboxTTS, chunk_size: int, context_window: int) -> dict[str
     shapes, the best of some.
     """
     stock = Stock(tts, context_window)
-    stock.said, vocoder = torch.zeros(context_window, dtype=torch.long), folded(tts.s3gen.mel2wav)
-    with FlopCounterMode(display=False) as counter, torch.inference_mode():  # which weight norm does not get along with
+    stock.said = torch.zeros(context_window, dtype=torch.long)
+    vocoder = folded(tts.s3gen.mel2wav)  # weight norm does not get along with the counter
+    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.inference_mode():
         vocoder.inference(speech_feat=stock.window(torch.zeros(chunk_size, dtype=torch.long)))
     found: dict[str, Any] = {"flop": counter.get_total_flops()}
     window = tts.conds.gen["prompt_token"].shape[1] + context_window + chunk_size

@@ -1,5 +1,8 @@
 from __future__ import annotations
 
+import _thread
+import gc
+import signal
 import threading
 import time
 from collections.abc import Callable, Generator, Iterator
@@ -10,6 +13,7 @@ from typing import Any
 import pytest
 import torch
 
+from chatterbox_lab.measure import StageClock
 from chatterbox_lab.pipeline import in_turn, own_share, pipelined
 
 
@@ -112,6 +116,51 @@ def test_leaving_early_stops_everything_and_closes_the_source_in_its_thread(erro
     assert source.closed_in == "chatterbox_lab-0"
 
 
+def test_an_interrupt_while_waiting_stops_everything() -> None:
+    def interrupting(number: int) -> int:
+        if number == 2:
+            until(lambda: len(seen) == 2)
+            _thread.interrupt_main()
+            time.sleep(0.1)
+        return number
+
+    source, seen = Source(10**9), []
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)  # a shell's background jobs ignore it
+    try:
+        with pytest.raises(KeyboardInterrupt):
+            seen.extend(run(source, interrupting))
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert seen == [0, 1]
+    assert source.closed_in == "chatterbox_lab-0"
+
+
+def test_one_that_is_forgotten_may_be_collected_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    forgotten, unraisable = Event(), []
+    monkeypatch.setattr("sys.unraisablehook", unraisable.append)
+
+    def collecting(number: int) -> int:
+        if number == 1:
+            assert forgotten.wait(5)
+            gc.collect()
+        return number
+
+    source = Source(10**9)
+    items = run(source, collecting)
+    next(items)
+    cycle: list[Any] = [items]
+    cycle.append(cycle)
+    gc.disable()
+    try:
+        del items, cycle
+        forgotten.set()
+        until(lambda: not any(thread.name.startswith("chatterbox_lab-") for thread in threading.enumerate()))
+    finally:
+        gc.enable()
+    assert source.closed_in == "chatterbox_lab-0"
+    assert not unraisable
+
+
 def test_a_source_at_work_sees_that_it_is_not_wanted() -> None:
     waited: list[bool] = []
 
@@ -158,3 +207,31 @@ def test_a_share_of_pytorchs_threads_is_given_back() -> None:
     thread.start()
     thread.join()
     assert later == [before]
+
+
+def test_on_a_gpu_a_thread_has_a_stream_and_its_clock_waits_for_that_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    device, calls = torch.device("cuda", 0), []
+
+    class Stream:
+        def __init__(self, where: torch.device) -> None:
+            calls.append(("made", where))
+
+        def synchronize(self) -> None:
+            calls.append(("waited", self))
+
+    @contextmanager
+    def entered(stream: Stream) -> Iterator[None]:
+        monkeypatch.setattr(torch.cuda, "current_stream", lambda _: stream)
+        yield
+        calls.append(("left", stream))
+
+    monkeypatch.setattr(torch.cuda, "Stream", Stream)
+    monkeypatch.setattr(torch.cuda, "stream", entered)
+    monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append(("waited for all", None)))
+    threads = torch.get_num_threads()
+    with own_share(device, 1, 1):
+        stream = torch.cuda.current_stream(device)
+        with StageClock(device, whole=False).stage("t3"):
+            pass
+    assert calls == [("made", device), ("waited", stream), ("waited", stream), ("left", stream)]
+    assert torch.get_num_threads() == threads

@@ -48,6 +48,7 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("max_chunk_size", 0),
     ("guard", 1),
     ("guard", True),  # with analyzer="off"
+    ("overlap", 1),
     ("ignore_eos", "no"),
     ("chunksize", 25),
 ]

@@ -3,10 +3,9 @@ from __future__ import annotations
 import gc
 import inspect
 import itertools
-import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
@@ -255,20 +254,75 @@ def no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
+@pytest.fixture
+def one_thread_each() -> Iterator[None]:
+    """A share of one is one, too: with more, sums are cut elsewhere in an overlapped stage, and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("seed", [0, None])
 @pytest.mark.parametrize(
     "changes", [{}, {"flow": "cached"}, {"schedule": "grow"}, {"analyzer": "probe", "guard": True}]
 )
-def test_overlapped_stages_say_the_same(tts: Any, no_thread_is_left: None, changes: dict[str, Any]) -> None:
-    settings = lab.BASELINE.replace(chunk_size=6, **changes)
-    expected = list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=40, **FIXED))
-    found = list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=40, overlap=True, **FIXED))
-    assert [audio.shape for audio, _ in found] == [audio.shape for audio, _ in expected]
-    # Each thread has its share of PyTorch's threads, and sums that are cut elsewhere round otherwise.
-    torch.testing.assert_close(joined(iter(found)), joined(iter(expected)), rtol=0, atol=1e-4)
-    metrics = found[-1][1]
+def test_overlapped_stages_say_the_same(
+    tts: Any, no_thread_is_left: None, one_thread_each: None, changes: dict[str, Any], seed: int | None
+) -> None:
+    settings = lab.BASELINE.replace(chunk_size=6, ignore_eos=True, **changes)
+    runs, states = [], []
+    for overlap in (False, True):
+        torch.manual_seed(3)
+        runs.append(list(lab.generate_stream(tts, TEXT, settings, max_new_tokens=40, overlap=overlap, seed=seed)))
+        states.append(torch.get_rng_state())
+    assert [audio.shape for audio, _ in runs[1]] == [audio.shape for audio, _ in runs[0]]
+    assert torch.equal(joined(iter(runs[1])), joined(iter(runs[0])))
+    assert torch.equal(*states)
+    metrics = runs[1][-1][1]
     assert (metrics.tokens, metrics.total_audio_duration) == (40, 40 / 25)
     assert min(metrics.t3_seconds, metrics.s3gen_seconds, metrics.watermark_seconds) > 0
-    assert torch.get_num_threads() == int(os.environ.get("OMP_NUM_THREADS", torch.get_num_threads()))
+
+
+def test_overlapped_stages_share_pytorchs_threads(
+    tts: Any, no_thread_is_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: dict[str, set[int]] = {"decode": set(), "push": set(), "watermark": set()}
+
+    def noting(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
+        return lambda *args, **kwargs: seen[name].add(torch.get_num_threads()) or inner(*args, **kwargs)
+
+    for owner, name in ((stream, "decode"), (Renderer, "push"), (stream, "watermark")):
+        monkeypatch.setattr(owner, name, noting(name, getattr(owner, name)))
+    before = torch.get_num_threads()
+    torch.set_num_threads(5)
+    try:
+        list(lab.generate_stream(tts, "Hi.", chunk_size=1, max_new_tokens=2, overlap=True, **FIXED))
+        assert torch.get_num_threads() == 5
+    finally:
+        torch.set_num_threads(before)
+    assert seen == {"decode": {2}, "push": {2}, "watermark": {1}}
+
+
+def test_t3_stops_after_its_token_when_an_overlapped_stream_is_closed(
+    tts: Any, no_thread_is_left: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    steps, events = itertools.count(1), []
+    inner = stream._token_chunks
+    monkeypatch.setattr(stream, "_token_chunks", lambda *args: events.append(args[-1]) or inner(*args))
+
+    def waiting(*_: Any) -> None:
+        if next(steps) == 15:
+            assert events[0].wait(10)
+
+    handle = tts.t3.speech_head.register_forward_hook(waiting)
+    try:
+        speaking = lab.generate_stream(tts, TEXT, chunk_size=10, max_new_tokens=900, overlap=True, **FIXED)
+        assert next(speaking)[1].tokens == 10
+        speaking.close()
+    finally:
+        handle.remove()
+    assert next(steps) == 16
 
 
 def test_tokens_of_an_overlapped_stream_are_counted_when_they_are_heard(tts: Any, no_thread_is_left: None) -> None:
