@@ -274,9 +274,10 @@ def _words(costs: Costs, chosen: StreamSettings, times: dict[str, float] | None)
     times = times or {}
     beside = ", ".join(f"{name!r} {1e3 * time:.3g} ms" for name, time in times.items())
     beside = f" (with the prefill of a second of speech: {beside})" * (len(times) > 1)
+    mostly = "" if chosen.flow == "cached" else ", which is mostly the voice prompt,"
     return (
         f"Backend {chosen.backend!r} takes {1e3 * costs.token:.3g} ms a token{beside}; rendering a chunk costs "
-        f"{costs.render_seconds(0, 0):.2g} s whatever its size, which is mostly the voice prompt, and "
+        f"{costs.render_seconds(0, 0):.2g} s whatever its size{mostly} and "
         f"{1e3 * costs.window_token:.2g} ms for each token of context or speech (nine in ten chunks exceed this by "
         f"less than {costs.error:.1%})"
     )

@@ -81,7 +81,8 @@ class UNet:
     def past(self, rows: int, capacity: int) -> Past:
         """Room to remember ``capacity`` frames of one Euler step with this many CFG rows."""
         shape = (self.layers, 2, rows, self.heads, capacity, self.head_width)
-        return Past(torch.empty(shape, dtype=self.dtype, device=self.estimator.final_proj.weight.device))
+        device = self.estimator.final_proj.weight.device
+        return Past(torch.zeros(shape, dtype=self.dtype, device=device))  # written now: a first touch costs, too
 
     def times(self, time: torch.Tensor) -> torch.Tensor:
         """What each stage adds at the times (n,): (n, stages, channels)."""
