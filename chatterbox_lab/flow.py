@@ -37,6 +37,7 @@ class FlowPlan:
 
 
 UPSTREAM = FlowPlan()
+_KEPT = 2
 
 
 class Flow:
@@ -114,17 +115,18 @@ class Flow:
     def _pasts(self) -> list[Past]:
         """A past for every Euler step that knows the voice prompt; given back when this object is gone.
 
-        One is kept with the model, so that a voice is read once and not once a stream.
+        The last two that differ are kept with the model, so that a voice is read once and not once a stream.
         """
         pool: list[tuple[Any, tuple[torch.Tensor, ...], list[Past]]] = kept(self.flow, "pasts", list)
         voice = self.prompt_token, self.prompt_mel, self.speaker
-        key, pasts = (self.plan, self.room), None
-        if pool:
-            known, spoken, free = pool.pop()
+        key = self.plan, self.room
+        for number, (known, spoken, _) in enumerate(pool):
             if known == key and all(map(torch.equal, spoken, voice)):
-                pasts = free
-            del free  # else its memory is held while the other is made
-        pasts = pasts or self._read_prompt()
+                pasts = pool.pop(number)[2]
+                break
+        else:
+            del pool[_KEPT - 1 :]  # first, for the memory
+            pasts = self._read_prompt()
         for past in pasts:
             past.rewind()
         finalize(self, _given_back, pool, (key, voice, pasts)).atexit = False
@@ -143,7 +145,7 @@ class Flow:
 
 
 def _given_back(pool: list[Any], entry: Any) -> None:
-    pool[:] = [entry]
+    pool[:] = [entry, *pool][:_KEPT]
 
 
 def euler_times(steps: int, scheduler: str, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:

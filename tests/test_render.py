@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from chatterbox.models.s3gen import hifigan
 
-from chatterbox_lab import models
+from chatterbox_lab import linears, models
 from chatterbox_lab.flow import Flow, FlowPlan, euler_times
 from chatterbox_lab.patching import attribute
 from chatterbox_lab.render import Renderer, cross_fade
@@ -158,6 +158,16 @@ def test_a_window_computes_all_of_it_and_cached_each_frame_once(tts: Any, calls:
     del calls[:]
     spoken(tts, FlowPlan("cached", steps=1))
     assert calls == [(2, 20), (2, 20), (2, 8), (2, 20)]  # the voice is known
+
+
+def test_streams_in_turn_with_two_settings_read_the_voice_once_each(tts: Any, calls: list[tuple[int, int]]) -> None:
+    plans = [FlowPlan("cached", steps=1, guided_steps=number) for number in (0, 1)]
+    for plan in plans * 2:
+        spoken(tts, plan, sizes=(10,))
+    assert len(calls) == 2 * 2 + 2  # the prompt and a chunk, then a chunk alone
+    spoken(tts, FlowPlan("cached", steps=2), sizes=(10,))
+    pool = linears.kept(tts.s3gen.flow, "pasts", list)
+    assert len(pool) == 2  # the oldest made room
 
 
 def test_another_voice_is_read_anew(tts: Any, calls: list[tuple[int, int]]) -> None:
