@@ -182,7 +182,9 @@ def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
 def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
     """The audio of each chunk, after its three stages: one after the other, or each ahead of the next."""
     source = partial(_token_chunks, tts, call, clock)
-    stages = partial(_rendered, _renderer(tts, call), clock), partial(_marked, tts, clock)
+    with clock.stage("s3gen"):
+        renderer = _renderer(tts, call)  # for a voice that is new to a cached flow, as long as a chunk
+    stages = partial(_rendered, renderer, clock), partial(_marked, tts, clock)
     if call[0].overlap:
         synchronize(tts.device)  # what the stages share is there
         items = pipelined(source, *stages, inside=partial(_share, tts.t3.device, torch.get_num_threads()))
