@@ -10,9 +10,11 @@ import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image
+from matplotlib.artist import Artist
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from .records import machine_facts, output_folder, written_whole
@@ -245,11 +247,13 @@ def price_bars(board: pd.DataFrame, chunk_size: int) -> Figure:
         ax.barh(row, time, color=color, hatch=hatch, edgecolor="0.35", linewidth=0.6, height=0.7)
         ax.annotate(f"{time:.3g} s, {gain:.2g}x", (time, row), (4, 0), textcoords="offset points", va="center", size=8)
     words = {"same": "the same sound", "rounding": "other rounding", "other": "another sound"}
-    for sound, (color, hatch) in _SOUND_STYLES.items():
-        ax.bar(0, 0, color=color, hatch=hatch, edgecolor="0.35", linewidth=0.6, label=words[sound])
+    handles: list[Artist] = [
+        Patch(facecolor=color, hatch=hatch, edgecolor="0.35", linewidth=0.6, label=words[sound])
+        for sound, (color, hatch) in _SOUND_STYLES.items()
+    ]
     speech = chunk_size * _REAL_TIME / 1e3
     if speech < 3 * board["s/chunk"].max():
-        ax.axvline(speech, color="0.4", linestyle=":", label=f"length of the chunk ({speech:g} s)")
+        handles.append(ax.axvline(speech, color="0.4", linestyle=":", label=f"length of the chunk ({speech:g} s)"))
     ax.set_yticks(range(len(board)), board.index)
     ax.invert_yaxis()
     ax.set(
@@ -257,7 +261,7 @@ def price_bars(board: pd.DataFrame, chunk_size: int) -> Figure:
         title=f"S3Gen, rung by rung: {chunk_size} new tokens",
         xlim=(0, 1.2 * board["s/chunk"].max()),
     )
-    ax.legend(frameon=False, fontsize=8, loc="lower right")
+    ax.legend(handles=handles, frameon=False, fontsize=8, loc="lower right")
     return figure
 
 
@@ -280,7 +284,7 @@ def chunk_costs(board: pd.DataFrame, rungs: Sequence[str]) -> Figure:
     axes[0].set(xlabel="new tokens in the chunk", ylabel="s a chunk", ylim=(0, None), title="A chunk")
     axes[1].set(xlabel="new tokens in the chunk", ylabel="S3Gen's RTF", title="A second of speech")
     handles, labels = axes[0].get_legend_handles_labels()
-    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=4, loc="outside lower center")
+    figure.legend(handles, labels, frameon=False, fontsize=8, ncols=5, loc="outside upper center")
     return figure
 
 
