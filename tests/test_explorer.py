@@ -16,7 +16,7 @@ from ipywidgets.widgets import widget as widget_module
 import chatterbox_lab as lab
 from chatterbox_lab import advice, explorer, stream
 from chatterbox_lab.explorer import Explorer
-from chatterbox_lab.settings import ANALYZERS, BACKENDS, SCHEDULES
+from chatterbox_lab.settings import ANALYZERS, BACKENDS, FLOWS, SCHEDULES
 
 SHORT = {"chunk_size": 3, "context_window": 3, "max_new_tokens": 9}
 
@@ -85,10 +85,10 @@ def test_what_is_heard_is_what_the_fields_say(lab_explorer: Explorer, tts: Any) 
 
 
 def test_choices_are_the_packages_own(lab_explorer: Explorer) -> None:
-    for name, choices in {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES}.items():
+    for name, choices in {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES, "flow": FLOWS}.items():
         assert lab_explorer.controls[name].options == choices
     without = {field.name for field in fields(lab.StreamSettings)} - lab_explorer.controls.keys()
-    assert without == {"fade_duration", "guard", "costs", "ignore_eos"}
+    assert without == {"fade_duration", "guard", "costs", "ignore_eos", "guided_steps", "overlap"}
 
 
 @pytest.mark.parametrize(
