@@ -67,7 +67,7 @@ class StreamSettings:
         prompt_tokens: the most tokens of the voice prompt that the flow is given, its last ones; at least 0. The
             released voice has 250, ten seconds, which are part of every window.
         overlap: lets T3 decode the next chunk while S3Gen renders this one and the watermark runs on the one before,
-            each in its thread; same tokens, same audio. For a GPU, or a CPU of many cores, whose threads the stages
+            each in its thread; the same result. For a GPU, or a CPU of many cores, whose threads the stages
             share (other rounding, as with any other number of threads).
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.

@@ -5,7 +5,6 @@ from typing import Any
 
 import pandas as pd
 import pytest
-import torch
 from conftest import trace
 
 import chatterbox_lab as lab
@@ -117,4 +116,3 @@ def test_the_last_rung_is_the_preset() -> None:
     last = prices.RUNGS[-1].plan
     assert (last.mode, last.dtype, last.steps, last.prompt_tokens) == ("cached", "bfloat16", 5, 75)
     assert prices.FlowPlan.of(lab.FAST) == last
-    assert torch.float32 == getattr(torch, lab.BALANCED.flow_dtype)
