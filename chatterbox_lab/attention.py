@@ -77,7 +77,7 @@ class Attention:
             for index in {layer for layer, _ in self.heads} if self.mode != "off" else ():
                 layer = self.tfmr.layers[index].self_attn
                 if self.mode == "probe":
-                    stack.enter_context(_watching_sdpa(layer, partial(self._from_query, index)))
+                    stack.enter_context(watching_sdpa(layer, partial(self._from_query, index)))
                 else:
                     stack.enter_context(_hooked(layer, partial(self._from_map, index), self.mode == "layer"))
             yield
@@ -161,7 +161,8 @@ class _SdpaWatch(TorchFunctionMode):
 
 
 @contextmanager
-def _watching_sdpa(layer: torch.nn.Module, read: Callable[..., None]) -> Iterator[None]:
+def watching_sdpa(layer: torch.nn.Module, read: Callable[..., None]) -> Iterator[None]:
+    """Shows ``read`` the query (B, heads, T, d), key and scale of the layer's attention while the context lasts."""
     original = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:

@@ -71,6 +71,7 @@ class VoiceConfig:
     t3_layers: int = 30
     t3_heads: int = 16
     text_vocab: int = 704
+    speech_vocab: int = 8194
     encoder_size: int = 512
     encoder_mlp: int = 2048
     encoder_heads: int = 8
@@ -268,7 +269,7 @@ def _t3(config: VoiceConfig) -> T3:
         num_key_value_heads=config.t3_heads, head_dim=config.t3_size // config.t3_heads,
     )  # fmt: skip
     hp = T3Config()
-    hp.text_tokens_dict_size = config.text_vocab
+    hp.text_tokens_dict_size, hp.speech_tokens_dict_size = config.text_vocab, config.speech_vocab
     with _llama_sizes(sizes) as hp.llama_config_name:
         t3 = T3(hp)
     if config.t3_size != 1024:  # the Perceiver is 1024 wide whatever the size of T3
@@ -506,17 +507,20 @@ def check_reference(path: str | Path) -> None:
         raise ValueError(f"audio_prompt_path={str(path)!r}: {seconds:.2f} s long, must be at least 1 s")
 
 
-def save(tts: LabTTS, folder: str | Path) -> Path:
-    """Writes a voice folder in the released layout (safetensors, config.json), each file whole or not at all."""
+def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
+    """Writes a voice folder in the released layout (safetensors, config.json), each file whole or not at all.
+
+    ``half`` stores the weights in float16, which `load` turns back into float32.
+    """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     modules = zip(_WEIGHTS, (tts.t3, tts.s3gen, tts.ve), strict=True)
     for name, module in modules:
         if module is not None:
             with written_whole(folder / f"{name}.safetensors") as part:
-                save_file(_weights(module), part)
+                save_file(_weights(module, half), part)
     with written_whole(folder / "tokenizer.json") as part:
-        tts.tokenizer.tokenizer.save(str(part))
+        tts.tokenizer.tokenizer.save(str(part), pretty=False)
     with written_whole(folder / "config.json") as part:
         part.write_text(json.dumps(asdict(tts.config), indent=1) + "\n")
     if tts.conds is not None:
@@ -525,7 +529,8 @@ def save(tts: LabTTS, folder: str | Path) -> Path:
     return folder
 
 
-def _weights(module: torch.nn.Module) -> dict[str, torch.Tensor]:
+def _weights(module: torch.nn.Module, half: bool) -> dict[str, torch.Tensor]:
     """The module's own weights; upstream's inference hangs a second view of T3 into it as ``patched_model``."""
     own = {key: value for key, value in module.state_dict().items() if not key.startswith("patched_model.")}
-    return {key: value.detach().cpu().contiguous() for key, value in own.items()}
+    stored = {key: value.half() if half and value.is_floating_point() else value for key, value in own.items()}
+    return {key: value.detach().cpu().contiguous() for key, value in stored.items()}

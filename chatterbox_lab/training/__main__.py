@@ -1,0 +1,135 @@
+"""Makes the lab voice, a stage a command: text, corpus, t3, flow, vocoder, voice. Each goes on where it stopped."""
+
+from __future__ import annotations
+
+import argparse
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import tokenizers
+import torch
+
+from ..files import REPOSITORY
+from ..models import save
+from . import corpus, flow, t3, text, voice, vocoder
+from .loop import Plan, Stage
+
+PLANS = {
+    "t3": Plan(steps=2600, batch=16, rate=2e-3, warmup=150),
+    "flow": Plan(steps=3400, batch=8, rate=1.5e-3),
+    "vocoder": Plan(steps=3200, batch=8, rate=1e-3, warmup=20, average=0.995),
+}
+HELD_BACK = 64  # utterances at the corpus's end that no stage learns from
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    options = _parser().parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    STAGES[options.stage](options)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="python -m chatterbox_lab.training", description=__doc__)
+    parser.add_argument("stage", choices=STAGES)
+    parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "lab", help="where the stages meet")
+    parser.add_argument("--steps", type=_positive, help="of training, instead of the recipe's")
+    parser.add_argument("--batch", type=_positive, help="examples a step, instead of the recipe's")
+    parser.add_argument("--rate", type=float, help="highest learning rate, instead of the recipe's")
+    parser.add_argument("--sentences", type=_positive, default=16000, help="that the teacher reads")
+    parser.add_argument("--lexicon", type=_positive, default=25000, help="words that the tokenizer has phones for")
+    parser.add_argument("--jobs", type=_positive, default=2, help="processes that make the corpus")
+    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="of a training stage")
+    parser.add_argument("--to", type=Path, default=REPOSITORY / "data" / "lab", help="the voice's folder")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, a few steps: does the recipe run?")
+    return parser
+
+
+def _positive(value: str) -> int:
+    number = int(value)
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{value}: must be at least 1")
+    return number
+
+
+def _text(options: argparse.Namespace) -> None:
+    sizes = (6, 300) if options.smoke else (options.sentences, options.lexicon)
+    text.prepare(options.folder, *sizes)
+
+
+def _corpus(options: argparse.Namespace) -> None:
+    corpus.make(options.folder, options.jobs)
+
+
+def _train(name: str) -> Callable[[argparse.Namespace], None]:
+    def run(options: argparse.Namespace) -> None:
+        plan = _plan(name, options)
+        items = corpus.load(options.folder, speech=name == "vocoder")
+        held = min(HELD_BACK, len(items) // 4)
+        module = voice.parts(_config(options))[name]
+        stage = Stage(name, module, plan, options.folder)
+        losses, check = _BATCHES[name](options, stage, items[:-held], items[-held:])
+        stage.run(losses, check)
+
+    return run
+
+
+def _plan(name: str, options: argparse.Namespace) -> Plan:
+    given = {key: value for key in ("steps", "batch", "rate") if (value := getattr(options, key)) is not None}
+    smoke = {"steps": 2, "batch": 2, "every": 1} if options.smoke else {}
+    return replace(PLANS[name], **smoke | given)
+
+
+def _config(options: argparse.Namespace) -> voice.VoiceConfig:
+    return voice.SMALL if options.smoke else voice.LAB
+
+
+def _t3(options: argparse.Namespace, stage: Stage, items: list, held: list) -> tuple:
+    vocabulary = tokenizers.Tokenizer.from_file(str(options.folder / "tokenizer.json")).get_vocab()
+    lexicon = json.loads((options.folder / "lexicon.json").read_text())
+    codec = t3.text_codec(vocabulary, lexicon, stage.module)
+    batches, unseen = t3.Batches(items, codec, stage.plan.batch), t3.Batches(held, codec, min(16, len(held)))
+
+    @torch.no_grad()
+    def check() -> dict[str, float]:
+        found = t3.losses(stage.averaged, unseen(0, spelled=0), training=False)
+        letters = t3.losses(stage.averaged, unseen(0, spelled=1), training=False)
+        return {"held_out": float(found["entropy"]), "held_out_letters": float(letters["entropy"])}
+
+    return lambda step: t3.losses(stage.module, batches(step)), check
+
+
+def _flow(options: argparse.Namespace, stage: Stage, items: list, held: list) -> tuple:
+    batches, unseen = flow.Batches(items, stage.plan.batch), flow.Batches(held, 8)
+    return lambda step: flow.losses(stage.module, *batches(step)), _unseen(stage, flow.losses, unseen)
+
+
+def _vocoder(options: argparse.Namespace, stage: Stage, items: list, held: list) -> tuple:
+    batches, unseen = vocoder.Batches(items, stage.plan.batch), vocoder.Batches(held, 8)
+    return lambda step: vocoder.losses(stage.module, *batches(step)), _unseen(stage, vocoder.losses, unseen)
+
+
+def _unseen(stage: Stage, losses: Callable, batches: Callable) -> Callable[[], dict[str, float]]:
+    @torch.no_grad()
+    def check() -> dict[str, float]:
+        torch.manual_seed(0)
+        return {f"held_out_{name}": float(value) for name, value in losses(stage.averaged, *batches(0)).items()}
+
+    return check
+
+
+def _voice(options: argparse.Namespace) -> None:
+    items = corpus.load(options.folder, speech=False, limit=1)
+    tts = voice.assemble(options.folder, _config(options), voice.prompt_of(items))
+    save(tts, options.to, half=True)
+    size = sum(file.stat().st_size for file in options.to.iterdir())
+    print(f"{options.to}: {size / 1e6:.1f} MB")
+
+
+_BATCHES = {"t3": _t3, "flow": _flow, "vocoder": _vocoder}
+STAGES = {"text": _text, "corpus": _corpus} | {name: _train(name) for name in _BATCHES} | {"voice": _voice}
+
+if __name__ == "__main__":
+    main()
