@@ -1,4 +1,7 @@
-"""Makes the lab voice, a stage a command: text, corpus, t3, flow, vocoder, voice. Each goes on where it stopped."""
+"""Makes the lab voice, a stage a command: text, corpus, t3, flow, vocoder, voice. Each goes on where it stopped.
+
+``measure`` then reads the held-out sentences with the voice and writes what was understood.
+"""
 
 from __future__ import annotations
 
@@ -12,8 +15,8 @@ import tokenizers
 import torch
 
 from ..files import REPOSITORY
-from ..models import save
-from . import corpus, flow, t3, text, voice, vocoder
+from ..models import load, save
+from . import corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 
 PLANS = {
@@ -128,8 +131,18 @@ def _voice(options: argparse.Namespace) -> None:
     print(f"{options.to}: {size / 1e6:.1f} MB")
 
 
+def _measure(options: argparse.Namespace) -> None:
+    sentences = evaluate.held_out(2 if options.smoke else None)
+    table = evaluate.measure(load(options.to), options.to / "quality.csv", sentences, scores=not options.smoke)
+    print(evaluate.summary(table).to_markdown(floatfmt=".3f"))
+
+
 _BATCHES = {"t3": _t3, "flow": _flow, "vocoder": _vocoder}
-STAGES = {"text": _text, "corpus": _corpus} | {name: _train(name) for name in _BATCHES} | {"voice": _voice}
+STAGES = (
+    {"text": _text, "corpus": _corpus}
+    | {name: _train(name) for name in _BATCHES}
+    | {"voice": _voice, "measure": _measure}
+)
 
 if __name__ == "__main__":
     main()

@@ -167,7 +167,9 @@ def load(folder: Path, *, speech: bool = True, limit: int | None = None) -> list
             part = slice(start, start + item["frames"])
             cut = samples[part.start * HOP : part.stop * HOP]
             found.append(
-                Utterance(item["text"], cut, *(arrays[name][part] for name in ("mel", "phones", "pitch")), item["spans"])
+                Utterance(
+                    item["text"], cut, *(arrays[name][part] for name in ("mel", "phones", "pitch")), item["spans"]
+                )
             )
             start = part.stop
     return found

@@ -20,7 +20,7 @@ Loss = Callable[[int], dict[str, torch.Tensor]]
 
 @dataclass(frozen=True)
 class Plan:
-    """How long and how fast a stage learns: ``steps`` of AdamW at ``rate``, warmed up, then down to a tenth by cosine."""
+    """How long and how fast a stage learns: ``steps`` of AdamW at ``rate``, after a warm-up down by a cosine."""
 
     steps: int
     batch: int
@@ -48,7 +48,9 @@ class Stage:
 
     def __init__(self, name: str, module: torch.nn.Module, plan: Plan, folder: Path) -> None:
         self.name, self.module, self.plan, self.folder = name, module, plan, folder
-        self.optimizer = torch.optim.AdamW(module.parameters(), lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.decay)
+        self.optimizer = torch.optim.AdamW(
+            module.parameters(), lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.decay
+        )
         self.averaged = copy.deepcopy(module).requires_grad_(False)
         self.step, self.seconds, self.log = 0, 0.0, list[dict[str, float]]()
         if self.checkpoint.exists():

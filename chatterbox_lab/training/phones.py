@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 PAUSE = "pau"
-VOWELS = "aa ae ah ao aw ax ay eh er ey ih iy ow oy uh uw".split()
-CONSONANTS = "b ch d dh f g hh jh k l m n ng p r s sh t th v w y z zh".split()
-PHONES = (PAUSE, *VOWELS, *CONSONANTS)  # flite's US English set
-VOICED = {*VOWELS, *"b d dh g jh l m n ng r v w y z zh".split()}
+_VOWELS = "aa ae ah ao aw ax ay eh er ey ih iy ow oy uh uw"
+_UNVOICED, _VOICED = "ch f hh k p s sh t th", "b d dh g jh l m n ng r v w y z zh"
+VOWELS, VOICED = _VOWELS.split(), {*_VOWELS.split(), *_VOICED.split()}
+PHONES = (PAUSE, *VOWELS, *sorted(f"{_UNVOICED} {_VOICED}".split()))  # flite's US English set
 FIRST_ID = 256  # of the text vocabulary: below are [STOP], letters and [START], as `models.letter_tokenizer` has them
 
 # One character a phone, and one more for a vowel under stress. They come from Unicode's IPA block because no text

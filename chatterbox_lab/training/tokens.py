@@ -40,7 +40,9 @@ class CodeEmbedding(torch.nn.Module):
     def __init__(self, rows: int, size: int, *, scale: float = 1.0, own: bool = False) -> None:
         super().__init__()
         self.rows = rows
-        self.tables = torch.nn.ModuleList(torch.nn.Embedding(count, size) for count in (len(PHONES), len(PHONES), LEVELS))
+        self.tables = torch.nn.ModuleList(
+            torch.nn.Embedding(count, size) for count in (len(PHONES), len(PHONES), LEVELS)
+        )
         for table in self.tables:
             torch.nn.init.normal_(table.weight, std=scale / 3**0.5)
         extra = rows if own else rows - CODES  # specials such as start and stop share nothing

@@ -22,7 +22,9 @@ def prepare(vocoder: HiFTGenerator) -> HiFTGenerator:
     return vocoder
 
 
-def losses(vocoder: HiFTGenerator, speech: torch.Tensor, mel: torch.Tensor, pitch: torch.Tensor) -> dict[str, torch.Tensor]:
+def losses(
+    vocoder: HiFTGenerator, speech: torch.Tensor, mel: torch.Tensor, pitch: torch.Tensor
+) -> dict[str, torch.Tensor]:
     """Spectral distances of the speech made from the teacher's mel and pitch, and the pitch predictor's error.
 
     Args:
@@ -48,7 +50,8 @@ def _distance(made: torch.Tensor, speech: torch.Tensor, window: int) -> torch.Te
     """Relative distance of magnitudes, and the mean distance of their logarithms."""
     shape = torch.hann_window(window, device=made.device)
     a, b = (
-        torch.stft(x, window, window // 4, window=shape, return_complex=True).abs().clamp_min(1e-5) for x in (made, speech)
+        torch.stft(x, window, window // 4, window=shape, return_complex=True).abs().clamp_min(1e-5)
+        for x in (made, speech)
     )
     return (a - b).norm() / b.norm() + F.l1_loss(a.log(), b.log())
 

@@ -38,8 +38,10 @@ def parts(config: VoiceConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
         tts = models._assemble(config, None, watermark=False)
         tts.t3.cond_enc.perceiver = None  # no reference speech: T3 would carry a network that never runs
         return {
-            "t3": t3.prepare(tts.t3), "flow": flow.prepare(tts.s3gen.flow), "vocoder": vocoder.prepare(tts.s3gen.mel2wav)
-        }  # fmt: skip
+            "t3": t3.prepare(tts.t3),
+            "flow": flow.prepare(tts.s3gen.flow),
+            "vocoder": vocoder.prepare(tts.s3gen.mel2wav),
+        }
 
 
 def assemble(folder: Path, config: VoiceConfig, prompt: Utterance) -> LabTTS:

@@ -1,0 +1,169 @@
+"""What the ear would say, by machines: a recogniser, two models of listeners, and the joins between chunks.
+
+Audio is float32 at 24 kHz, (samples,) or (1, samples), as `generate_stream` yields it. A seam is the sample at which
+a chunk begins.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from functools import cache
+from typing import Any
+
+import jiwer
+import numpy as np
+import pandas as pd
+import torch
+import torchaudio
+from chatterbox.models.s3gen.const import S3GEN_SR
+from chatterbox.models.s3gen.utils.mel import mel_spectrogram
+
+RATE = 16000  # Hz, what recogniser and listeners take
+_LEVEL, _NEAR, _SIDE = S3GEN_SR // 100, S3GEN_SR // 50, S3GEN_SR // 25  # 10 ms within 20 ms, and 40 ms beside them
+_QUIET = 10 ** (-50 / 20)  # amplitude below which a place counts as silence, where there is nothing to dip
+_DB = 20 / np.log(10)  # natural logarithm of an amplitude to decibels
+
+
+def transcribe(audio: torch.Tensor) -> str:
+    """What pocketsphinx understands with its general US English models, in lower case. Raises ValueError."""
+    samples = _resampled(audio)
+    decoder = _recogniser()
+    decoder.start_utt()
+    decoder.process_raw((samples.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+    decoder.end_utt()
+    return decoder.hyp().hypstr if decoder.hyp() else ""
+
+
+@cache
+def _recogniser() -> Any:
+    from pocketsphinx import Decoder
+
+    return Decoder(samprate=RATE, loglevel="FATAL")
+
+
+def word_errors(said: str, understood: str) -> dict[str, float]:
+    """Word errors of one sentence: ``words`` said, ``errors`` among them, ``wer`` their ratio (may exceed 1).
+
+    Case and punctuation do not count. Raises ValueError where nothing was said.
+    """
+    reference = _plain(said)
+    if not reference:
+        raise ValueError(f"said={said!r}: must hold at least one word")
+    counted = jiwer.process_words(reference, _plain(understood))
+    errors = counted.substitutions + counted.deletions + counted.insertions
+    count = len(reference.split())
+    return {"words": count, "errors": errors, "wer": errors / count}
+
+
+def word_error_rate(table: pd.DataFrame) -> float:
+    """Errors per word said over all rows of `word_errors`: long sentences count for more than short ones."""
+    return float(table.errors.sum() / table.words.sum())
+
+
+def _plain(text: str) -> str:
+    return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
+
+
+def listeners(audio: torch.Tensor) -> dict[str, float]:
+    """Mean opinion scores, 1 to 5, as models of listeners predict them: ``plcmos`` and DNSMOS's ``dnsmos``.
+
+    PLCMOS (Diener et al. 2023) was trained to hear lost and concealed packets, so it hears breaks; DNSMOS P.835
+    (Reddy et al. 2022) noise and distortion, of which this is the overall score. Both come with ``speechmos``.
+    """
+    from speechmos import dnsmos, plcmos  # they load onnxruntime, which takes a second
+
+    samples = _resampled(audio).clip(-1, 1)
+    return {
+        "plcmos": float(plcmos.run(samples, sr=RATE)["plcmos"]),
+        "dnsmos": float(dnsmos.run(samples, sr=RATE)["ovrl_mos"]),
+    }
+
+
+def seam_dips(audio: torch.Tensor, seams: Sequence[int]) -> np.ndarray:
+    """The lowest level of 10 ms within 20 ms of each seam against the 40 ms on either side, in dB; nan in silence.
+
+    Negative is a dip. Voiced speech has one or two pitch periods in 10 ms, so its own ripple stays small.
+    """
+    samples = _samples(audio)
+    return np.array([_dip(samples, seam) for seam in _checked(seams, len(samples))])
+
+
+def _dip(samples: np.ndarray, seam: int) -> float:
+    first, end = max(0, seam - _NEAR), min(len(samples), seam + _NEAR)
+    beside = _level(np.concatenate([samples[max(0, first - _SIDE) : first], samples[end : end + _SIDE]]))
+    if beside < _QUIET:
+        return float("nan")
+    starts = range(first, max(first + 1, end - _LEVEL + 1), _LEVEL // 4)
+    lowest = min(_level(samples[start : start + _LEVEL]) for start in starts)
+    return 20 * float(np.log10(max(lowest, 1e-6) / beside))
+
+
+def _level(samples: np.ndarray) -> float:
+    return float(np.sqrt(np.mean(np.square(samples)))) if len(samples) else 0.0
+
+
+def seam_flux(audio: torch.Tensor, seams: Sequence[int]) -> np.ndarray:
+    """Spectral flux at each seam in dB: the mean change of the log spectrum (0 to 8 kHz) from 20 ms before to after."""
+    samples, size = _samples(audio), S3GEN_SR // 50
+    window, top = np.hanning(size), round(8000 * size / S3GEN_SR)
+
+    def spectrum(start: int) -> np.ndarray:
+        part = np.zeros(size)
+        cut = samples[max(0, start) : start + size]
+        part[: len(cut)] = cut
+        return np.log(np.maximum(np.abs(np.fft.rfft(part * window))[:top], 1e-3))
+
+    found = [_DB * np.abs(spectrum(seam) - spectrum(seam - size)).mean() for seam in _checked(seams, len(samples))]
+    return np.array(found)
+
+
+def mel_distance(audio: torch.Tensor, reference: torch.Tensor) -> float:
+    """Mean distance of two log-mels of the same length, in dB. Raises ValueError for different lengths."""
+    ours, theirs = (torch.from_numpy(_samples(item))[None] for item in (audio, reference))
+    if ours.shape != theirs.shape:
+        raise ValueError(f"audio={ours.shape[1]} samples: must be as long as the reference, {theirs.shape[1]}")
+    return _DB * float((mel_spectrogram(ours) - mel_spectrogram(theirs)).abs().mean())
+
+
+def joins(audio: torch.Tensor, seams: Sequence[int], reference: torch.Tensor | None = None) -> dict[str, float]:
+    """The worst dip and the mean flux at an utterance's seams, and what a whole decode of the same tokens has there.
+
+    Speech dips and changes by itself, so ``dip`` and ``flux`` are only telling beside ``reference_dip`` and
+    ``reference_flux``. All are nan where there is no seam, or silence at every one.
+    """
+    found = {"dip": _lowest(seam_dips(audio, seams)), "flux": _mean(seam_flux(audio, seams))}
+    if reference is not None:
+        found |= {
+            "reference_dip": _lowest(seam_dips(reference, seams)),
+            "reference_flux": _mean(seam_flux(reference, seams)),
+            "mel_distance": mel_distance(audio, reference),
+        }
+    return found
+
+
+def _lowest(values: np.ndarray) -> float:
+    return float(np.nanmin(values)) if np.isfinite(values).any() else float("nan")
+
+
+def _mean(values: np.ndarray) -> float:
+    return float(values.mean()) if len(values) else float("nan")
+
+
+def _checked(seams: Sequence[int], length: int) -> Sequence[int]:
+    wrong = [seam for seam in seams if not 0 < seam < length]
+    if wrong:
+        raise ValueError(f"seams={wrong[0]}: must lie within the audio's {length} samples")
+    return seams
+
+
+def _samples(audio: torch.Tensor) -> np.ndarray:
+    samples = torch.as_tensor(audio).detach().cpu().float()
+    samples = samples[0] if samples.ndim == 2 and len(samples) == 1 else samples
+    if samples.ndim != 1 or not len(samples) or not samples.isfinite().all():
+        raise ValueError(f"audio={tuple(samples.shape)}: must be (samples,) or (1, samples), finite and not empty")
+    return samples.numpy()
+
+
+def _resampled(audio: torch.Tensor) -> np.ndarray:
+    return torchaudio.functional.resample(torch.from_numpy(_samples(audio)), S3GEN_SR, RATE).numpy()

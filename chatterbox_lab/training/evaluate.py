@@ -1,0 +1,70 @@
+"""How well the voice speaks sentences it never saw: word errors and listeners' scores, stage by stage."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from tqdm import tqdm
+
+from ..files import written_whole
+from ..models import LabTTS
+from ..quality import listeners, transcribe, word_error_rate, word_errors
+from ..settings import BASELINE
+from ..stream import generate_stream, render
+from .corpus import Utterance, read_aloud, utterance
+from .text import HELD_OUT, pronunciations, words
+from .tokens import codes
+
+PATHS = ("teacher", "vocoder", "tokens", "stream")
+"""The teacher itself; its mel through the vocoder; its tokens through S3Gen, without T3; the whole voice, streamed."""
+
+
+def held_out(limit: int | None = None) -> list[str]:
+    """The sentences that no training text holds."""
+    return HELD_OUT.read_text().splitlines()[:limit]
+
+
+def measure(tts: LabTTS, path: Path, sentences: list[str], seed: int = 0, scores: bool = True) -> pd.DataFrame:
+    """Writes a row for each sentence and each of `PATHS`: what was understood, errors, scores, seconds of audio."""
+    lexicon = pronunciations(sorted({word for text in sentences for word in words(text)}))
+    rows = []
+    for text in tqdm(sentences, desc="held out", unit="sentence"):
+        read = utterance(text, lexicon)
+        for name, speak in _paths(tts, text, read, seed):
+            audio = speak()
+            heard = transcribe(audio)
+            row: dict[str, Any] = {"path": name, "text": text, "heard": heard, "seconds": audio.shape[-1] / tts.sr}
+            rows.append(row | word_errors(text, heard) | (listeners(audio) if scores else {}))
+    table = pd.DataFrame(rows).assign(seed=seed)
+    with written_whole(path) as part:
+        table.to_csv(part, index=False, float_format="%.4f")
+    return table
+
+
+def _paths(
+    tts: LabTTS, text: str, read: Utterance | None, seed: int
+) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+    yield "teacher", lambda: read_aloud(text)[0]
+    if read is not None:  # else its phones could not be told apart into words, as in the corpus
+        mel = torch.from_numpy(read.mel).float().T[None]
+        yield "vocoder", lambda: tts.s3gen.hift_inference(mel)[0]
+        yield "tokens", lambda: render(tts, torch.from_numpy(codes(read)), seed=seed)
+    yield "stream", lambda: streamed(tts, text, seed)
+
+
+def streamed(tts: LabTTS, text: str, seed: int, **settings: Any) -> torch.Tensor:
+    """The joined chunks of a stream at chunk 25, (1, samples)."""
+    stream = generate_stream(tts, text, BASELINE, seed=seed, max_new_tokens=400, **settings)
+    return torch.cat([audio for audio, _ in stream], dim=1)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """WER and mean scores of each path, in the order of `PATHS`."""
+    by_path = table.groupby("path")
+    found = pd.DataFrame({"wer": by_path[["words", "errors"]].apply(word_error_rate), "sentences": by_path.size()})
+    means = [name for name in ("plcmos", "dnsmos") if name in table]
+    return found.join(by_path[means].mean()).loc[[path for path in PATHS if path in found.index]]

@@ -1,0 +1,227 @@
+"""Listening trials: the same speech tokens made audible in many ways, and what machines hear in each.
+
+T3 speaks each sentence once; what differs between the ways is S3Gen's part alone, so every difference to the whole
+decode is streaming's or a price's. ``python -m chatterbox_lab.trials`` records them under ``data/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from chatterbox.models.s3gen import S3GEN_SR
+from chatterbox.tts import ChatterboxTTS, StreamingMetrics
+from tqdm import tqdm
+
+from .files import REPOSITORY
+from .flow import FlowPlan
+from .models import load
+from .patching import attribute
+from .quality import joins, listeners, transcribe, word_errors
+from .records import Record, machine_facts
+from .render import SAMPLES_PER_TOKEN, Renderer
+from .settings import ADAPTIVE, BASELINE, FAST, StreamSettings
+from .stream import render, speech_tokens
+from .upstream import upstream_tokens
+
+HELD_OUT = REPOSITORY / "data" / "heldout.txt"
+"""Everyday sentences that the lab voice was not trained on."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How tokens become audio: ``whole`` at once, ``upstream``'s chunks, or ``ours``; with which settings."""
+
+    how: str
+    settings: StreamSettings = BASELINE
+
+
+def _sizes(how: str, *pairs: tuple[int, int]) -> dict[str, Way]:
+    named = {f"{how}, {chunk} + {context}": (chunk, context) for chunk, context in pairs}
+    return {
+        name: Way(how, BASELINE.replace(chunk_size=chunk, context_window=context))
+        for name, (chunk, context) in named.items()
+    }
+
+
+def _changed(**changes: dict[str, Any]) -> dict[str, Way]:
+    return {name.replace("_", " "): Way("ours", BASELINE.replace(**fields)) for name, fields in changes.items()}
+
+
+WAYS = {
+    "whole": Way("whole"),
+    **_sizes("upstream", (25, 50), (50, 100), (100, 200)),
+    **_sizes("ours", (25, 0), (25, 25), (25, 50), (50, 0), (50, 50), (50, 100), (100, 200)),
+    "growing": Way("ours", ADAPTIVE),
+    **_changed(
+        no_cross_fade={"fade_duration": 0},
+        mel_continued={"flow": "continue"},
+        each_frame_once={"flow": "cached"},
+        bfloat16={"flow_dtype": "bfloat16"},
+        guided_5_of_10={"guided_steps": 5},
+        five_steps={"flow_steps": 5},
+        two_steps={"flow_steps": 2},
+        half_the_prompt={"prompt_tokens": 25},
+    ),
+    "fast": Way("ours", FAST.replace(chunk_size=25)),
+}
+"""By name; chunk + context in tokens. What is not said is upstream's default: chunk 25, context 50, a 20 ms fade."""
+
+
+def spoken(tts: ChatterboxTTS, codes: torch.Tensor, way: Way, seed: int = 0) -> list[torch.Tensor]:
+    """The chunks (1, samples) of speech tokens (n,) made audible in a way; one chunk for ``whole``."""
+    if way.how == "whole":
+        return [render(tts, codes, way.settings, seed=seed)]
+    pieces = list(_pieces(codes, way.settings))
+    return list(_upstream(tts, pieces, way.settings, seed) if way.how == "upstream" else _ours(tts, pieces, way, seed))
+
+
+def _pieces(codes: torch.Tensor, settings: StreamSettings) -> Iterator[torch.Tensor]:
+    sizes, start = settings.chunk_sizes(), 0
+    while start < len(codes):
+        size = next(sizes)
+        yield codes[start : start + size]
+        start += size
+
+
+def _ours(tts: ChatterboxTTS, pieces: Sequence[torch.Tensor], way: Way, seed: int) -> Iterator[torch.Tensor]:
+    fade, plan = round(way.settings.fade * S3GEN_SR), FlowPlan.of(way.settings)
+    renderer = Renderer(tts.s3gen, tts.conds.gen, way.settings.context, fade, seed, plan, way.settings.largest_chunk)
+    for number, piece in enumerate(pieces):
+        yield renderer.push(piece, last=number == len(pieces) - 1)
+
+
+def _upstream(
+    tts: ChatterboxTTS, pieces: Sequence[torch.Tensor], settings: StreamSettings, seed: int
+) -> Iterator[torch.Tensor]:
+    """Upstream's own rendering of each chunk, on tokens that are given instead of decoded along the way."""
+    torch.manual_seed(seed)
+    said = torch.zeros(0, dtype=torch.long)
+    for piece in pieces:
+        audio, _, _ = type(tts)._process_token_buffer(
+            tts, [piece], said, settings.context_window, 0.0, StreamingMetrics(chunk_count=1), False,
+            settings.fade_duration,
+        )  # fmt: skip
+        yield audio.float()
+        said = torch.cat([said, piece])
+
+
+def heard(
+    text: str, chunks: Sequence[torch.Tensor], codes: int, whole: torch.Tensor, scores: bool = True
+) -> dict[str, Any]:
+    """What recogniser, listeners and seam measures say of chunks, beside the whole decode (1, samples)."""
+    audio = torch.cat(list(chunks), dim=1)
+    length = min(audio.shape[1], whole.shape[1])
+    row: dict[str, Any] = {"seams": len(chunks) - 1, "seconds": codes * SAMPLES_PER_TOKEN / S3GEN_SR}
+    row |= word_errors(text, transcribe(audio)) | joins(audio[:, :length], seams(chunks), whole[:, :length])
+    return row | (listeners(audio) if scores else {})
+
+
+def seams(chunks: Sequence[torch.Tensor]) -> list[int]:
+    """The samples at which all but the first chunk begin."""
+    return [int(sample) for sample in accumulate(chunk.shape[1] for chunk in chunks[:-1])]
+
+
+def half_fixed_tokens(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings = BASELINE, **arguments: Any
+) -> torch.Tensor:
+    """Upstream's tokens with the analyzer's spy on its layer and maps asked for nowhere else: the broken half fix.
+
+    Arguments as for `upstream_tokens`.
+    """
+    forward = tts.t3.tfmr.forward
+
+    def without_maps(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **dict(kwargs, output_attentions=False))
+
+    with attribute(tts.t3.tfmr, "forward", without_maps):
+        return upstream_tokens(tts, text, settings, **arguments)
+
+
+def run(
+    tts: ChatterboxTTS,
+    sentences: Sequence[str],
+    ways: dict[str, Way],
+    record: Record | None = None,
+    *,
+    seed: int = 0,
+    scores: bool = True,
+    facts: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """A row for each sentence and way. Rows that ``record`` has already are not made again."""
+    rows = record.rows if record else []
+    done = {(row["text"], row["way"]) for row in rows}
+    for text in tqdm(sentences, desc="trials", unit="sentence"):
+        missing = [name for name in ways if (text, name) not in done]
+        if not missing:
+            continue
+        codes = speech_tokens(tts, text, BASELINE.replace(backend="static"), seed=seed, max_new_tokens=400)
+        whole = spoken(tts, codes, WAYS["whole"], seed)[0]
+        made = []
+        for name in missing:
+            chunks = [whole] if ways[name].how == "whole" else spoken(tts, codes, ways[name], seed)
+            about = {"text": text, "way": name, "how": ways[name].how, "seed": seed, **_described(ways[name].settings)}
+            made.append(about | heard(text, chunks, len(codes), whole, scores) | (facts or {}))
+        if record:
+            record.add(made)
+        else:
+            rows += made
+    return pd.DataFrame(rows)
+
+
+def _described(settings: StreamSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("chunk_size", "context_window", "schedule")}
+
+
+def board(table: pd.DataFrame) -> pd.DataFrame:
+    """Each way in a row, in the order of the table: WER, scores, seam measures, and the spread of its WER.
+
+    ``wer_low`` and ``wer_high`` bound the difference to ``whole`` in word error rate: the 5th and 95th percentile over
+    1000 draws of the sentences with replacement, the same sentences for both.
+    """
+    errors = table.pivot_table(index="text", columns="way", values="errors", sort=False)
+    words = table.groupby("text", sort=False)["words"].first()
+    draws = np.random.default_rng(0).integers(0, len(words), (1000, len(words)))
+    rates = {way: errors[way].to_numpy()[draws].sum(1) / words.to_numpy()[draws].sum(1) for way in errors}
+    means = ["plcmos", "dnsmos", "dip", "reference_dip", "flux", "reference_flux", "mel_distance"]
+    found = table.groupby("way", sort=False)[[name for name in means if name in table]].mean()
+    found.insert(0, "wer", errors.sum() / words.sum())
+    change = {way: rates[way] - rates["whole"] for way in found.index}
+    found.insert(1, "wer_low", {way: float(np.quantile(values, 0.05)) for way, values in change.items()})
+    found.insert(2, "wer_high", {way: float(np.quantile(values, 0.95)) for way, values in change.items()})
+    return found
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m chatterbox_lab.trials", description=__doc__)
+    parser.add_argument("--model", default="lab", help="a voice that speaks: lab, pretrained or a folder")
+    parser.add_argument("--sentences", type=int, default=40, help="of data/heldout.txt, from the first on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--output", type=Path, help="CSV (default: data/trials_MODEL.csv)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    options = parser.parse_args(arguments)
+    if options.sentences < 1:
+        parser.error(f"--sentences {options.sentences}: must be at least 1")
+    tts = load(options.model, device="cpu", watermark=False)
+    path = options.output or REPOSITORY / "data" / f"trials_{Path(options.model).name}.csv"
+    record = Record(path, options.resume)
+    facts = machine_facts() | {"model": options.model, "dtype": "float32"}
+    record.check(facts)
+    try:
+        run(tts, HELD_OUT.read_text().splitlines()[: options.sentences], WAYS, record, seed=options.seed, facts=facts)
+    except KeyboardInterrupt:
+        raise SystemExit(record.hint()) from None
+    record.finish()
+    print(board(record.table()).to_markdown(floatfmt=".3f"))
+
+
+if __name__ == "__main__":
+    main()
