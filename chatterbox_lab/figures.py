@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import seaborn as sns
 from IPython.display import Image
@@ -431,3 +432,69 @@ def _levels(arrivals: list[float], seconds: list[float]) -> tuple[list[float], l
         end = max(end, arrival) + length
         times, levels = [*times, arrival, arrival], [*levels, before, end - arrival]
     return [*times, end], [*levels, 0.0]
+
+
+def seam_close_up(waves: Mapping[str, np.ndarray], seam: int, rate: int, around: float = 0.06) -> Figure:
+    """The waveform around one seam, a row for each way of making it.
+
+    Args:
+        waves: audio (samples,) by name, sample by sample the same speech.
+        seam: the sample at which a chunk begins.
+        rate: samples a second.
+        around: seconds that are shown on either side.
+    """
+    figure, axes = plt.subplots(len(waves), 1, figsize=(8.5, 1.4 * len(waves)), sharex=True, sharey=True)
+    reach = round(around * rate)
+    for ax, (name, wave) in zip(axes, waves.items(), strict=True):
+        part = wave[max(0, seam - reach) : seam + reach]
+        ax.plot((np.arange(len(part)) - min(seam, reach)) / rate * 1e3, part, color="0.2", linewidth=0.8)
+        ax.axvline(0, color="#b3400e", linestyle=":", linewidth=1.2)
+        ax.set_title(name, fontsize=9)
+        ax.set(yticks=[])
+    axes[-1].set_xlabel("time from the seam (ms)")
+    return figure
+
+
+def trials_board(board: pd.DataFrame) -> Figure:
+    """What each way of making speech audible costs the ear, against the whole decode.
+
+    Args:
+        board: from `trials.board`, ``whole`` among its rows.
+    """
+    rows = board.drop(index="whole").iloc[::-1]
+    whole, places = board.loc["whole"], range(len(rows))
+    figure, axes = plt.subplots(1, 3, figsize=(10, 0.32 * len(rows) + 1.4), sharey=True)
+    change = 100 * (rows["wer"] - whole["wer"])
+    spread = [change - 100 * rows["wer_low"], 100 * rows["wer_high"] - change]
+    axes[0].errorbar(change, places, xerr=np.clip(spread, 0, None), fmt="o", color="0.15", capsize=2, markersize=4)
+    axes[1].plot(rows["plcmos"] - whole["plcmos"], places, "s", color="0.15", markersize=4)
+    axes[2].plot(rows["dip"] - rows["reference_dip"], places, "D", color="0.15", markersize=4)
+    titles = (
+        "word error rate, change\n(percentage points)",
+        "PLCMOS, change",
+        "dip at the seams\nbeyond the speech's own (dB)",
+    )
+    for ax, title in zip(axes, titles, strict=True):
+        ax.axvline(0, color="0.6", linewidth=0.8)
+        ax.set_xlabel(title)
+        ax.grid(axis="y", color="0.9")
+    axes[0].set_yticks(places, rows.index)
+    return figure
+
+
+def training_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
+    """What each stage of a voice's training logged over its minutes, on logarithmic axes.
+
+    Args:
+        logs: by stage, rows with ``seconds`` and losses; those on held-out sentences begin with ``held_out``.
+    """
+    figure, axes = plt.subplots(1, len(logs), figsize=(10, 3.2), squeeze=False)
+    for ax, (stage, log) in zip(axes[0], logs.items(), strict=True):
+        for number, name in enumerate(name for name in log if name not in ("step", "seconds")):
+            unseen = name.startswith("held_out")
+            style = {"color": f"C{number}", "linestyle": "-" if unseen else ":", "linewidth": 1.6 if unseen else 1.1}
+            ax.plot(log["seconds"] / 60, log[name], label=name.replace("_", " "), **style)
+        ax.set(title=stage, xlabel="minutes of training", ylabel="loss")
+        log_scale(ax.yaxis)
+        ax.legend(frameon=False, fontsize=7)
+    return figure

@@ -26,18 +26,28 @@ from .models import load
 from .patching import attribute
 from .quality import joins, listeners, transcribe, word_errors
 from .records import Record, machine_facts
-from .render import SAMPLES_PER_TOKEN, Renderer
+from .render import Renderer
 from .settings import ADAPTIVE, BASELINE, FAST, StreamSettings
-from .stream import render, speech_tokens
+from .stream import encode_text, render, speech_tokens
 from .upstream import upstream_tokens
 
 HELD_OUT = REPOSITORY / "data" / "heldout.txt"
 """Everyday sentences that the lab voice was not trained on."""
 
 
+PROVOKING = REPOSITORY / "data" / "provoking.txt"
+"""Prompts that tempt a decoder to repeat itself, stop early or never stop."""
+_LIMIT = 400  # speech tokens of an everyday sentence, by far
+_USUAL = 2  # speech tokens per text token, roughly; only a limit is made of it
+_SILENCE = 10 ** (-50 / 20)
+
+
 @dataclass(frozen=True)
 class Way:
-    """How tokens become audio: ``whole`` at once, ``upstream``'s chunks, or ``ours``; with which settings."""
+    """How tokens become audio: ``whole`` at once, in ``upstream``'s chunks, or in ``ours``; with which settings.
+
+    ``half fix`` is not about rendering: T3 speaks again with the broken half fix, and that is decoded whole.
+    """
 
     how: str
     settings: StreamSettings = BASELINE
@@ -57,8 +67,8 @@ def _changed(**changes: dict[str, Any]) -> dict[str, Way]:
 
 WAYS = {
     "whole": Way("whole"),
-    **_sizes("upstream", (25, 50), (50, 100), (100, 200)),
-    **_sizes("ours", (25, 0), (25, 25), (25, 50), (50, 0), (50, 50), (50, 100), (100, 200)),
+    **_sizes("upstream", (25, 50), (50, 100)),
+    **_sizes("ours", (25, 0), (25, 25), (25, 50), (50, 100)),
     "growing": Way("ours", ADAPTIVE),
     **_changed(
         no_cross_fade={"fade_duration": 0},
@@ -71,6 +81,7 @@ WAYS = {
         half_the_prompt={"prompt_tokens": 25},
     ),
     "fast": Way("ours", FAST.replace(chunk_size=25)),
+    "half fix": Way("half fix"),
 }
 """By name; chunk + context in tokens. What is not said is upstream's default: chunk 25, context 50, a 20 ms fade."""
 
@@ -113,13 +124,11 @@ def _upstream(
         said = torch.cat([said, piece])
 
 
-def heard(
-    text: str, chunks: Sequence[torch.Tensor], codes: int, whole: torch.Tensor, scores: bool = True
-) -> dict[str, Any]:
+def heard(text: str, chunks: Sequence[torch.Tensor], whole: torch.Tensor, scores: bool = True) -> dict[str, Any]:
     """What recogniser, listeners and seam measures say of chunks, beside the whole decode (1, samples)."""
     audio = torch.cat(list(chunks), dim=1)
     length = min(audio.shape[1], whole.shape[1])
-    row: dict[str, Any] = {"seams": len(chunks) - 1, "seconds": codes * SAMPLES_PER_TOKEN / S3GEN_SR}
+    row: dict[str, Any] = {"seams": len(chunks) - 1, "seconds": audio.shape[1] / S3GEN_SR}
     row |= word_errors(text, transcribe(audio)) | joins(audio[:, :length], seams(chunks), whole[:, :length])
     return row | (listeners(audio) if scores else {})
 
@@ -162,13 +171,13 @@ def run(
         missing = [name for name in ways if (text, name) not in done]
         if not missing:
             continue
-        codes = speech_tokens(tts, text, BASELINE.replace(backend="static"), seed=seed, max_new_tokens=400)
+        codes = speech_tokens(tts, text, BASELINE.replace(backend="static"), seed=seed, max_new_tokens=_LIMIT)
         whole = spoken(tts, codes, WAYS["whole"], seed)[0]
         made = []
         for name in missing:
-            chunks = [whole] if ways[name].how == "whole" else spoken(tts, codes, ways[name], seed)
+            chunks = _chunks(tts, text, codes, whole, ways[name], seed)
             about = {"text": text, "way": name, "how": ways[name].how, "seed": seed, **_described(ways[name].settings)}
-            made.append(about | heard(text, chunks, len(codes), whole, scores) | (facts or {}))
+            made.append(about | heard(text, chunks, whole, scores) | (facts or {}))
         if record:
             record.add(made)
         else:
@@ -176,8 +185,77 @@ def run(
     return pd.DataFrame(rows)
 
 
+def _chunks(
+    tts: ChatterboxTTS, text: str, codes: torch.Tensor, whole: torch.Tensor, way: Way, seed: int
+) -> list[torch.Tensor]:
+    if way.how == "half fix":
+        codes = half_fixed_tokens(tts, text, seed=seed, max_new_tokens=_LIMIT)
+        return [render(tts, codes, seed=seed)] if len(codes) else [torch.zeros_like(whole)]
+    return [whole] if way.how == "whole" else spoken(tts, codes, way, seed)
+
+
 def _described(settings: StreamSettings) -> dict[str, Any]:
     return {name: getattr(settings, name) for name in ("chunk_size", "context_window", "schedule")}
+
+
+def provoke(
+    tts: ChatterboxTTS,
+    prompts: Sequence[str],
+    record: Record | None = None,
+    *,
+    seed: int = 0,
+    facts: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """A row for each prompt, without the guard and with it: how long it spoke, how it ended, what was understood.
+
+    ``text_tokens`` counts the text, start and stop included; ``ended`` is False where the limit stopped the speech,
+    four times the usual length; ``tail`` is the silence at the end in seconds.
+    """
+    rows = record.rows if record else []
+    done = {(row["text"], row["guard"]) for row in rows}
+    for text in tqdm(prompts, desc="prompts", unit="prompt"):
+        wanted = [guard for guard in (False, True) if (text, guard) not in done]
+        made = [_provoked(tts, text, guard, seed) | (facts or {}) for guard in wanted]
+        if record:
+            record.add(made)
+        else:
+            rows += made
+    return pd.DataFrame(rows)
+
+
+def _provoked(tts: ChatterboxTTS, text: str, guard: bool, seed: int) -> dict[str, Any]:
+    settings = BASELINE.replace(backend="static", analyzer="probe", guard=guard)
+    length = encode_text(tts, text).shape[1]
+    limit = 4 * _USUAL * length + 100
+    codes = speech_tokens(tts, text, settings, seed=seed, max_new_tokens=limit)
+    row = {"text": text, "guard": guard, "seed": seed, "text_tokens": length, "tokens": len(codes)}
+    if not len(codes):
+        return row | {"ended": True, "tail": 0.0} | word_errors(text, "")
+    audio = render(tts, codes, settings, seed=seed)
+    return row | {"ended": len(codes) < limit, "tail": silent_end(audio)} | word_errors(text, transcribe(audio))
+
+
+def silent_end(audio: torch.Tensor) -> float:
+    """Seconds at the end of (1, samples) that are below -50 dB of full scale."""
+    loud = (audio[0].abs() > _SILENCE).nonzero()
+    return (audio.shape[1] - (int(loud[-1]) + 1 if len(loud) else 0)) / S3GEN_SR
+
+
+def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
+    """Of the rows of `provoke`, how many stopped early, ran on, ended in silence, and the WER, by ``guard``.
+
+    Args:
+        table: what `provoke` made.
+        usual: speech tokens per text token of ordinary sentences; early is under half of it, running on over twice
+            it or the limit, a silent end over a second.
+    """
+    pace = table["tokens"] / (usual * table["text_tokens"])
+    found = table.assign(
+        early=pace < 0.5, runs_on=(pace > 2) | ~table["ended"].astype(bool), silent_end=table["tail"] > 1
+    )
+    by = found.groupby("guard")
+    counts = by[["early", "runs_on", "silent_end"]].sum().astype(int)
+    return counts.assign(wer=by["errors"].sum() / by["words"].sum(), prompts=by.size())
 
 
 def board(table: pd.DataFrame) -> pd.DataFrame:
@@ -205,22 +283,28 @@ def main(arguments: list[str] | None = None) -> None:
     parser.add_argument("--model", default="lab", help="a voice that speaks: lab, pretrained or a folder")
     parser.add_argument("--sentences", type=int, default=40, help="of data/heldout.txt, from the first on")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--output", type=Path, help="CSV (default: data/trials_MODEL.csv)")
+    parser.add_argument(
+        "--guard", action="store_true", help="the prompts of data/provoking.txt, with and without guard"
+    )
+    parser.add_argument("--output", type=Path, help="CSV (default: data/trials_MODEL.csv or data/guard_MODEL.csv)")
     parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
     options = parser.parse_args(arguments)
     if options.sentences < 1:
         parser.error(f"--sentences {options.sentences}: must be at least 1")
     tts = load(options.model, device="cpu", watermark=False)
-    path = options.output or REPOSITORY / "data" / f"trials_{Path(options.model).name}.csv"
-    record = Record(path, options.resume)
-    facts = machine_facts() | {"model": options.model, "dtype": "float32"}
+    kind, name = "guard" if options.guard else "trials", Path(options.model).name
+    record = Record(options.output or REPOSITORY / "data" / f"{kind}_{name}.csv", options.resume)
+    facts = machine_facts() | {"model": name, "dtype": "float32"}
     record.check(facts)
     try:
-        run(tts, HELD_OUT.read_text().splitlines()[: options.sentences], WAYS, record, seed=options.seed, facts=facts)
+        if options.guard:
+            provoke(tts, PROVOKING.read_text().splitlines(), record, seed=options.seed, facts=facts)
+        else:
+            texts = HELD_OUT.read_text().splitlines()[: options.sentences]
+            run(tts, texts, WAYS, record, seed=options.seed, facts=facts)
     except KeyboardInterrupt:
         raise SystemExit(record.hint()) from None
-    record.finish()
-    print(board(record.table()).to_markdown(floatfmt=".3f"))
+    print(f"wrote {record.finish()}")
 
 
 if __name__ == "__main__":

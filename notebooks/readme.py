@@ -8,11 +8,12 @@ import pandas as pd
 
 from chatterbox_lab import bench, ladder, prices, profiler
 from chatterbox_lab.records import REPOSITORY, load_results, recorded, written_whole
+from chatterbox_lab.training import evaluate
 
 README = REPOSITORY / "README.md"
 
 
-def streams_table(name: str = "01_streams_tiny_cpu") -> str:
+def streams_table(name: str = "01_streams_lab_cpu") -> str:
     """Stock and patched side by side, in Markdown, with what it was measured on."""
     runs = load_results(name)
     table = bench.summary(runs).drop(columns="peak memory (GiB)").rename_axis("stream").round(2)
@@ -28,7 +29,7 @@ def streams_table(name: str = "01_streams_tiny_cpu") -> str:
 
 def full_size(kind: str) -> pd.DataFrame:
     """The records of Chatterbox's own sizes."""
-    return recorded(kind).query("model != 'tiny'")
+    return recorded(kind).query("model not in ('tiny', 'lab')")
 
 
 def sizes_table() -> str:
@@ -49,7 +50,9 @@ def price_table() -> str:
 
 def ladder_table() -> str:
     """T3's decoding rung by rung, for every machine that the ladder was recorded on."""
-    records = recorded("ladder", leave_out=["dtype"]).query("model != 'tiny'").groupby("record", sort=False)
+    records = (
+        recorded("ladder", leave_out=["dtype"]).query("model not in ('tiny', 'lab')").groupby("record", sort=False)
+    )
     columns = ["ms/token", "to below", "to stock", "limit (ms)", "share of limit", "prefill (s)", "same tokens"]
     tables = {name: ladder.summary(rows)[columns].round(2) for name, rows in records}
     return pd.concat(tables, names=["machine"]).reset_index().to_markdown(index=False)
@@ -71,9 +74,14 @@ def closed_table() -> str:
     return table.rename(columns={"chunk_size": "chunk", "context_window": "context"}).to_markdown(index=False)
 
 
+def voice_table() -> str:
+    """How well the lab voice speaks held-out sentences, stage by stage."""
+    return evaluate.markdown(pd.read_csv(REPOSITORY / "data" / "lab" / "quality.csv", keep_default_na=False))
+
+
 END = "<!-- end -->"
 TABLES = {"streams": streams_table, "ladder": ladder_table, "sizes": sizes_table, "price": price_table}
-TABLES |= {"prices": prices_table, "closed": closed_table}
+TABLES |= {"prices": prices_table, "closed": closed_table, "voice": voice_table}
 
 
 def filled(text: str) -> str:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import shutil
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -14,9 +15,9 @@ from pathlib import Path
 import tokenizers
 import torch
 
-from ..files import REPOSITORY
+from ..files import REPOSITORY, written_whole
 from ..models import load, save
-from . import corpus, evaluate, flow, t3, text, vocoder, voice
+from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 
 PLANS = {
@@ -124,16 +125,22 @@ def _unseen(stage: Stage, losses: Callable, batches: Callable) -> Callable[[], d
 
 
 def _voice(options: argparse.Namespace) -> None:
-    items = corpus.load(options.folder, speech=False, limit=1)
+    items = corpus.load(options.folder, speech=False)
     tts = voice.assemble(options.folder, _config(options), voice.prompt_of(items))
     save(tts, options.to, half=True)
-    size = sum(file.stat().st_size for file in options.to.iterdir())
-    print(f"{options.to}: {size / 1e6:.1f} MB")
+    with written_whole(options.to / "corpus.json") as part:
+        part.write_text(json.dumps(card.facts(items, options.folder), indent=1) + "\n")
+    for name in _BATCHES:
+        if (options.folder / f"{name}.csv").exists():
+            shutil.copy(options.folder / f"{name}.csv", options.to / f"training_{name}.csv")
+    print(f"{options.to}: {sum(file.stat().st_size for file in options.to.iterdir()) / 1e6:.1f} MB")
 
 
 def _measure(options: argparse.Namespace) -> None:
     sentences = evaluate.held_out(2 if options.smoke else None)
-    table = evaluate.measure(load(options.to), options.to / "quality.csv", sentences, scores=not options.smoke)
+    tts = load(options.to, device="cpu", watermark=False)
+    table = evaluate.measure(tts, options.to / "quality.csv", sentences, scores=not options.smoke)
+    card.write(options.to)
     print(evaluate.summary(table).to_markdown(floatfmt=".3f"))
 
 

@@ -68,3 +68,8 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     found = pd.DataFrame({"wer": by_path[["words", "errors"]].apply(word_error_rate), "sentences": by_path.size()})
     means = [name for name in ("plcmos", "dnsmos") if name in table]
     return found.join(by_path[means].mean()).loc[[path for path in PATHS if path in found.index]]
+
+
+def markdown(table: pd.DataFrame) -> str:
+    """The summary as a table for a card or README."""
+    return summary(table).rename_axis("").to_markdown(floatfmt=("", ".3f", ".0f", ".2f", ".2f"))

@@ -80,5 +80,5 @@ class Batches:
         return torch.from_numpy(self.mel[frames].astype(np.float32)), torch.from_numpy(self.tokens[index])
 
     def _some(self, draw: np.random.Generator, count: int) -> np.ndarray:
-        start = int(draw.integers(0, len(self.tokens) - count))
-        return np.arange(start, start + count)
+        start = int(draw.integers(0, max(1, len(self.tokens) - count)))
+        return np.arange(start, start + count) % len(self.tokens)  # a corpus shorter than a window comes round again

@@ -80,7 +80,8 @@ class Stage:
         try:
             for step in self._steps():
                 row = self._descend(losses(step))
-                if (step + 1) % self.plan.every == 0 or step + 1 == self.plan.steps:
+                self.step = step + 1  # before the log's row, whose evaluation may be interrupted
+                if self.step % self.plan.every == 0 or self.step == self.plan.steps:
                     self._record(row, evaluate)
         finally:
             self.save()
@@ -93,7 +94,6 @@ class Stage:
                 start = time.perf_counter()
                 yield self.step
                 self.seconds += time.perf_counter() - start
-                self.step += 1
                 bar.update()
 
     def _descend(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
@@ -112,17 +112,17 @@ class Stage:
 
     def _record(self, row: dict[str, float], evaluate: Callable[[], dict[str, float]] | None) -> None:
         held_out = evaluate() if evaluate else {}
-        self.log.append({"step": self.step + 1, "seconds": self.seconds} | row | held_out)
-        tqdm.write(f"{self.name} {self.step + 1}: " + ", ".join(f"{k} {v:.3f}" for k, v in (row | held_out).items()))
-        self.save(self.step + 1)
+        self.log.append({"step": self.step, "seconds": self.seconds} | row | held_out)
+        tqdm.write(f"{self.name} {self.step}: " + ", ".join(f"{k} {v:.3f}" for k, v in (row | held_out).items()))
+        self.save()
 
-    def save(self, step: int | None = None) -> None:
+    def save(self) -> None:
         """Writes the checkpoint and the log, each whole or not at all."""
         self.folder.mkdir(parents=True, exist_ok=True)
         held = {
             "module": self.module.state_dict(), "averaged": self.averaged.state_dict(),
-            "optimizer": self.optimizer.state_dict(), "step": self.step if step is None else step,
-            "seconds": self.seconds, "log": self.log,
+            "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
+            "log": self.log,
         }  # fmt: skip
         with written_whole(self.checkpoint) as part:
             torch.save(held, part)

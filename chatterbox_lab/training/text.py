@@ -15,7 +15,6 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import tokenizers
-import wordfreq
 from tokenizers import normalizers
 from tqdm import tqdm
 
@@ -77,7 +76,9 @@ def pronunciations(vocabulary: list[str]) -> dict[str, str]:
 
 
 def common_words(count: int) -> list[str]:
-    """The most frequent English words by ``wordfreq``, letters and apostrophes only."""
+    """The most frequent English words by ``wordfreq`` (the extra ``train``), letters and apostrophes only."""
+    import wordfreq
+
     return [word for word in wordfreq.top_n_list("en", 2 * count) if _WORD.fullmatch(word)][:count]
 
 

@@ -1,0 +1,88 @@
+"""The voice's card: what it was trained on, for how long, what it can do and what it cannot, all of it computed."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+
+from ..files import written_whole
+from ..records import machine_facts
+from . import evaluate
+from .corpus import TEACHER, Utterance
+from .text import words
+from .tokens import CODES
+
+_TEXT = """# The lab voice
+
+A small Chatterbox, trained from nothing by this repository so that a laboratory about hearing speech can speak without
+a network: upstream's own classes in small sizes, in the released layout. `lab.load("lab")` loads it. It is a subject
+for experiments, not a product: one voice, one way of speaking.
+
+- **Sizes.** {millions:.1f} million weights in float16, {megabytes:.1f} MB with its tokenizer. T3 has {layers} layers of
+  width {width}, so the layers that the alignment analyzers read (9, 12 and 13) exist; they were taught to look at the
+  phone that is being said.
+- **Teacher.** The voice `{teacher}` of flite, CMU's free synthesiser. The voice sounds like its teacher: a
+  man, and a machine.
+- **Text.** {sentences} example sentences of WordNet 3.0 ({words} words, {vocabulary} different ones, {hours:.1f} hours
+  of speech). The {held_out} sentences of `data/heldout.txt` are not among them.
+- **Vocabulary.** Open. Its tokenizer holds the pronunciation of {lexicon} common words, as flite says them; any other
+  word is given to T3 in letters, which it reads less well. Digits and abbreviations are not spelled out: write them as
+  words.
+- **Speech tokens.** Phones, not the released voice's codes: a token names the phones of its two mel frames and one of
+  three pitch levels, {codes} codes of the 6,561. So the voice cannot clone, and its tokens mean nothing to another
+  S3Gen.
+- **Training.** {training}, on {machine}. `python -m chatterbox_lab.training` makes it again.
+- **Licence.** MIT, as the repository's. flite and its voices are free for any use (Carnegie Mellon University),
+  WordNet's licence lets its text be used with its notice (WordNet 3.0, Copyright 2006 by Princeton University), and
+  the choice of common words is `wordfreq`'s (CC BY-SA 4.0).
+
+## What it can do
+
+Held-out sentences, seed {seed}, streamed at chunk 25; word error rate (WER) by pocketsphinx with its general English
+model, PLCMOS and DNSMOS by speechmos.
+
+{quality}
+
+`teacher` is flite itself; `vocoder` its mel through HiFT; `tokens` its speech tokens through S3Gen, without T3;
+`stream` the whole voice. All rows are in `quality.csv`, the stages' losses in `training_*.csv`.
+"""
+
+
+def facts(items: list[Utterance], folder: Path) -> dict[str, Any]:
+    """What the corpus in ``folder`` was, for the card."""
+    spoken = [word for item in items for word in words(item.text)]
+    tokenizer = json.loads((folder / "tokenizer.json").read_text())
+    replaced = [rule for rule in tokenizer["normalizer"]["normalizers"] if rule["type"] == "Replace"]
+    return {
+        "sentences": len(items), "words": len(spoken), "vocabulary": len(set(spoken)),
+        "hours": sum(len(item.mel) for item in items) / 50 / 3600, "lexicon": len(replaced), "machine": _machine(),
+    }  # fmt: skip
+
+
+def _machine() -> str:
+    found = machine_facts()
+    return f"{found['cores']} cores of {found['machine']}"
+
+
+def write(voice: Path) -> None:
+    """Writes ``README.md`` of a voice's folder from its ``corpus.json``, logs, weights and ``quality.csv``."""
+    table = pd.read_csv(voice / "quality.csv", keep_default_na=False)
+    config = json.loads((voice / "config.json").read_text())
+    stored = [voice / name for name in ("t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt")]
+    logs = {path.stem.removeprefix("training_"): pd.read_csv(path) for path in sorted(voice.glob("training_*.csv"))}
+    times = [
+        f"{name} {log['step'].iloc[-1]:.0f} steps in {log['seconds'].iloc[-1] / 60:.0f} min"
+        for name, log in logs.items()
+    ]
+    text = _TEXT.format(
+        **json.loads((voice / "corpus.json").read_text()), teacher=TEACHER, codes=f"{CODES:,}",
+        millions=sum(path.stat().st_size for path in stored[:2]) / 2e6,
+        megabytes=sum(path.stat().st_size for path in stored) / 1e6, layers=config["t3_layers"],
+        width=config["t3_size"], held_out=len(evaluate.held_out()), seed=table["seed"].iloc[0],
+        training=", ".join(times), quality=evaluate.markdown(table),
+    )  # fmt: skip
+    with written_whole(voice / "README.md") as part:
+        part.write_text(text)
