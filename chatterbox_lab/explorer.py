@@ -49,7 +49,7 @@ class Explorer(widgets.VBox):
     _generation = threading.Lock()  # of the process: a model runs one stream at a time, whoever asks
     _newest: weakref.ref[Explorer] | None = None
 
-    def __init__(self, tts: ChatterboxTTS | None = None, *, voice: str = "tiny", device: str = "auto") -> None:
+    def __init__(self, tts: ChatterboxTTS | None = None, *, voice: str = "lab", device: str = "auto") -> None:
         if Explorer._newest is not None and Explorer._newest() is not None:
             Explorer._newest().stop()  # its cell was run again, and its Stop button is gone
         Explorer._newest = weakref.ref(self)

@@ -48,7 +48,7 @@ from safetensors.torch import load_file, save_file
 from .files import REPOSITORY, written_whole
 from .patching import attribute
 
-MODELS = ("tiny", "random", "pretrained", "lab")
+MODELS = ("lab", "tiny", "random", "pretrained")
 DTYPES = ("float32", "bfloat16", "float16")
 PROMPT_TOKENS = 250  # the ten-second voice prompt that S3Gen takes: ChatterboxTTS.DEC_COND_LEN at 25 Hz
 _WEIGHTS = ("t3_cfg", "s3gen", "ve")
@@ -163,7 +163,7 @@ class NoWatermark:
 
 
 def load(
-    model: str | Path = "tiny",
+    model: str | Path = "lab",
     *,
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
@@ -173,9 +173,9 @@ def load(
     """A voice, ready to speak: an upstream ``ChatterboxTTS``.
 
     Args:
-        model: ``"tiny"`` (small sizes, random weights), ``"random"`` (Chatterbox's sizes, random weights: real costs,
-            no speech), ``"lab"`` (the trained voice in ``data/lab``), ``"pretrained"`` (ResembleAI/chatterbox from
-            the Hugging Face hub or its cache), or the path of a voice folder.
+        model: ``"lab"`` (the trained voice in ``data/lab``: small, speaks English), ``"tiny"`` (small sizes, random
+            weights), ``"random"`` (Chatterbox's sizes, random weights: real costs, no speech), ``"pretrained"``
+            (ResembleAI/chatterbox from the Hugging Face hub or its cache), or the path of a voice folder.
         device: ``"auto"`` is CUDA if there is one, else MPS, else the CPU; or any torch device.
         dtype: of T3's weights: float32, bfloat16 or float16. S3Gen stays in float32.
         seed: of random weights, and of the noise that the flow starts from.
@@ -247,7 +247,7 @@ def _download() -> Path:
         raise FileNotFoundError(
             f"model='pretrained': {', '.join(patterns)} of {REPO_ID} are neither in the Hugging Face cache nor can be "
             f"fetched ({type(error).__name__}). Offline: copy these files to a folder and load('that/folder'), "
-            f"or go on with 'random' (same costs, no speech) or 'tiny'."
+            f"or go on with 'lab' (a small voice that ships here) or 'random' (same costs, no speech)."
         ) from error
 
 

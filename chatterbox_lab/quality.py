@@ -8,8 +8,6 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from functools import cache
-from typing import Any
 
 import jiwer
 import numpy as np
@@ -27,19 +25,16 @@ _DB = 20 / np.log(10)  # natural logarithm of an amplitude to decibels
 
 def transcribe(audio: torch.Tensor) -> str:
     """What pocketsphinx understands with its general US English models, in lower case. Raises ValueError."""
+    from pocketsphinx import Decoder
+
     samples = _resampled(audio)
-    decoder = _recogniser()
+    if np.abs(samples).max() < _QUIET:
+        return ""  # in digital silence it would understand a word
+    decoder = Decoder(samprate=RATE, loglevel="FATAL")  # one that was used before has adapted to what it heard
     decoder.start_utt()
     decoder.process_raw((samples.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
     decoder.end_utt()
     return decoder.hyp().hypstr if decoder.hyp() else ""
-
-
-@cache
-def _recogniser() -> Any:
-    from pocketsphinx import Decoder
-
-    return Decoder(samprate=RATE, loglevel="FATAL")
 
 
 def word_errors(said: str, understood: str) -> dict[str, float]:
@@ -130,7 +125,7 @@ def joins(audio: torch.Tensor, seams: Sequence[int], reference: torch.Tensor | N
     """The worst dip and the mean flux at an utterance's seams, and what a whole decode of the same tokens has there.
 
     Speech dips and changes by itself, so ``dip`` and ``flux`` are only telling beside ``reference_dip`` and
-    ``reference_flux``. All are nan where there is no seam, or silence at every one.
+    ``reference_flux``. All are nan where there is no seam, and dips where every seam is in silence.
     """
     found = {"dip": _lowest(seam_dips(audio, seams)), "flux": _mean(seam_flux(audio, seams))}
     if reference is not None:

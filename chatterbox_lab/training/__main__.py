@@ -98,8 +98,8 @@ def _t3(options: argparse.Namespace, stage: Stage, items: list, held: list) -> t
 
     @torch.no_grad()
     def check() -> dict[str, float]:
-        found = t3.losses(stage.averaged, unseen(0, spelled=0), training=False)
-        letters = t3.losses(stage.averaged, unseen(0, spelled=1), training=False)
+        found = t3.losses(stage.averaged, unseen(0, spelled=0, several=False), training=False)
+        letters = t3.losses(stage.averaged, unseen(0, spelled=1, several=False), training=False)
         return {"held_out": float(found["entropy"]), "held_out_letters": float(letters["entropy"])}
 
     return lambda step: t3.losses(stage.module, batches(step)), check
@@ -139,7 +139,7 @@ def _voice(options: argparse.Namespace) -> None:
 def _measure(options: argparse.Namespace) -> None:
     sentences = evaluate.held_out(2 if options.smoke else None)
     tts = load(options.to, device="cpu", watermark=False)
-    table = evaluate.measure(tts, options.to / "quality.csv", sentences, scores=not options.smoke)
+    table = evaluate.measure(tts, options.to / "quality.csv", sentences, scored=0 if options.smoke else 20)
     card.write(options.to)
     print(evaluate.summary(table).to_markdown(floatfmt=".3f"))
 

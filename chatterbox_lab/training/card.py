@@ -42,7 +42,7 @@ for experiments, not a product: one voice, one way of speaking.
 ## What it can do
 
 Held-out sentences, seed {seed}, streamed at chunk 25; word error rate (WER) by pocketsphinx with its general English
-model, PLCMOS and DNSMOS by speechmos.
+model, PLCMOS and DNSMOS by speechmos on the first twenty of them.
 
 {quality}
 

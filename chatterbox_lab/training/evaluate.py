@@ -28,17 +28,20 @@ def held_out(limit: int | None = None) -> list[str]:
     return HELD_OUT.read_text().splitlines()[:limit]
 
 
-def measure(tts: LabTTS, path: Path, sentences: list[str], seed: int = 0, scores: bool = True) -> pd.DataFrame:
-    """Writes a row for each sentence and each of `PATHS`: what was understood, errors, scores, seconds of audio."""
+def measure(tts: LabTTS, path: Path, sentences: list[str], seed: int = 0, scored: int = 20) -> pd.DataFrame:
+    """Writes a row for each sentence and each of `PATHS`: what was understood, errors, scores, seconds of audio.
+
+    Listeners' scores take as long as all the rest, and only the first ``scored`` sentences get them.
+    """
     lexicon = pronunciations(sorted({word for text in sentences for word in words(text)}))
     rows = []
-    for text in tqdm(sentences, desc="held out", unit="sentence"):
+    for number, text in enumerate(tqdm(sentences, desc="held out", unit="sentence")):
         read = utterance(text, lexicon)
         for name, speak in _paths(tts, text, read, seed):
             audio = speak()
             heard = transcribe(audio)
             row: dict[str, Any] = {"path": name, "text": text, "heard": heard, "seconds": audio.shape[-1] / tts.sr}
-            rows.append(row | word_errors(text, heard) | (listeners(audio) if scores else {}))
+            rows.append(row | word_errors(text, heard) | (listeners(audio) if number < scored else {}))
     table = pd.DataFrame(rows).assign(seed=seed)
     with written_whole(path) as part:
         table.to_csv(part, index=False, float_format="%.4f")

@@ -21,6 +21,7 @@ from .tokens import CodeEmbedding, codes
 
 SPELLED = 0.15  # of the words are given as letters, for the words that no lexicon has (representation mixing)
 WITHOUT_TEXT = 0.12  # of the sentences, for classifier-free guidance
+SENTENCES = (1, 1, 1, 2, 4)  # that an example has, each as often: texts are longer than WordNet's sentences
 WRONG = 0.05  # of the tokens T3 is fed are others' tokens: it must recover from its own mistakes
 _PIECE = re.compile(r"[a-z']+|[ ,.?!]")
 
@@ -174,9 +175,21 @@ class Batches:
     def __init__(self, items: list[Utterance], codec: TextCodec, size: int) -> None:
         self.items, self.codec, self.size = sorted(items, key=lambda item: len(item.mel)), codec, size
 
-    def __call__(self, step: int, spelled: float = SPELLED) -> list[Example]:
-        """The batch of a step."""
+    def __call__(self, step: int, spelled: float = SPELLED, several: bool = True) -> list[Example]:
+        """The batch of a step, of one sentence each or of ``several``."""
         draw = random.Random(step)
         first = draw.randrange(max(1, len(self.items) - 4 * self.size))
         chosen = draw.sample(self.items[first : first + 4 * self.size], min(self.size, len(self.items)))
-        return [self.codec.example(item, spelled, draw) for item in chosen]
+        single = [self.codec.example(item, spelled, draw) for item in chosen]
+        count = draw.choice(SENTENCES) if several else 1
+        return [joined(single[i : i + count], self.codec.ids["[SPACE]"]) for i in range(0, len(single), count)]
+
+
+def joined(examples: list[Example], space: int) -> Example:
+    """Sentences said one after the other, with a space between them."""
+    text, speech, position = examples[0].text, [examples[0].speech], [examples[0].position[:-1]]
+    for example in examples[1:]:
+        position.append(example.position[:-1] + len(text) - 1)  # its [START] falls on the space
+        text = torch.cat([text[:-1], torch.tensor([space]), example.text[1:]])
+        speech.append(example.speech)
+    return Example(text, torch.cat(speech), torch.cat([*position, torch.tensor([len(text) - 1])]))

@@ -88,7 +88,8 @@ def tokenizer(lexicon: dict[str, str]) -> tokenizers.Tokenizer:
     plain["model"]["vocab"] |= {symbol: FIRST_ID + i for i, symbol in enumerate(SYMBOLS.values())}
     built = tokenizers.Tokenizer.from_str(json.dumps(plain))
     ordered = sorted(lexicon, key=lambda word: (-len(word), word))
-    replace = [normalizers.Replace(tokenizers.Regex(rf"\b{word}\b"), spelled(lexicon[word])) for word in ordered]
+    whole = r"(?<!\w)(?<!\w'){}(?!'?\w)"  # the end of "sister's" is no word of its own
+    replace = [normalizers.Replace(tokenizers.Regex(whole.format(word)), spelled(lexicon[word])) for word in ordered]
     built.normalizer = normalizers.Sequence([normalizers.Lowercase(), *replace])
     return built
 
