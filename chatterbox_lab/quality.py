@@ -60,19 +60,22 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def listeners(audio: torch.Tensor) -> dict[str, float]:
-    """Mean opinion scores, 1 to 5, as models of listeners predict them: ``plcmos`` and DNSMOS's ``dnsmos``.
+def listeners(audio: torch.Tensor, *, noise: bool = True) -> dict[str, float]:
+    """Mean opinion scores, 1 to 5, as models of listeners predict them: ``plcmos``, and with ``noise`` ``dnsmos``.
 
     PLCMOS (Diener et al. 2023) was trained to hear lost and concealed packets, so it hears breaks; DNSMOS P.835
-    (Reddy et al. 2022) noise and distortion, of which this is the overall score. Both come with ``speechmos``.
+    (Reddy et al. 2022) noise and distortion, of which this is the overall score, and takes several times as long. Both
+    come with ``speechmos``.
     """
-    from speechmos import dnsmos, plcmos  # they load onnxruntime, which takes a second
+    from speechmos import plcmos  # it loads onnxruntime, which takes a second
 
     samples = _resampled(audio).clip(-1, 1)
-    return {
-        "plcmos": float(plcmos.run(samples, sr=RATE)["plcmos"]),
-        "dnsmos": float(dnsmos.run(samples, sr=RATE)["ovrl_mos"]),
-    }
+    found = {"plcmos": float(plcmos.run(samples, sr=RATE)["plcmos"])}
+    if noise:
+        from speechmos import dnsmos
+
+        found["dnsmos"] = float(dnsmos.run(samples, sr=RATE)["ovrl_mos"])
+    return found
 
 
 def seam_dips(audio: torch.Tensor, seams: Sequence[int]) -> np.ndarray:

@@ -130,7 +130,7 @@ def heard(text: str, chunks: Sequence[torch.Tensor], whole: torch.Tensor, scores
     length = min(audio.shape[1], whole.shape[1])
     row: dict[str, Any] = {"seams": len(chunks) - 1, "seconds": audio.shape[1] / S3GEN_SR}
     row |= word_errors(text, transcribe(audio)) | joins(audio[:, :length], seams(chunks), whole[:, :length])
-    return row | (listeners(audio) if scores else {})
+    return row | (listeners(audio, noise=False) if scores else {})
 
 
 def seams(chunks: Sequence[torch.Tensor]) -> list[int]:
