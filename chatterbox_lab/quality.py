@@ -125,27 +125,23 @@ def mel_distance(audio: torch.Tensor, reference: torch.Tensor) -> float:
 
 
 def joins(audio: torch.Tensor, seams: Sequence[int], reference: torch.Tensor | None = None) -> dict[str, float]:
-    """The worst dip and the mean flux at an utterance's seams, and what a whole decode of the same tokens has there.
+    """The mean dip and the mean flux at an utterance's seams, and what a whole decode of the same tokens has there.
 
     Speech dips and changes by itself, so ``dip`` and ``flux`` are only telling beside ``reference_dip`` and
     ``reference_flux``. All are nan where there is no seam, and dips where every seam is in silence.
     """
-    found = {"dip": _lowest(seam_dips(audio, seams)), "flux": _mean(seam_flux(audio, seams))}
+    found = {"dip": _mean(seam_dips(audio, seams)), "flux": _mean(seam_flux(audio, seams))}
     if reference is not None:
         found |= {
-            "reference_dip": _lowest(seam_dips(reference, seams)),
+            "reference_dip": _mean(seam_dips(reference, seams)),
             "reference_flux": _mean(seam_flux(reference, seams)),
             "mel_distance": mel_distance(audio, reference),
         }
     return found
 
 
-def _lowest(values: np.ndarray) -> float:
-    return float(np.nanmin(values)) if np.isfinite(values).any() else float("nan")
-
-
 def _mean(values: np.ndarray) -> float:
-    return float(values.mean()) if len(values) else float("nan")
+    return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
 def _checked(seams: Sequence[int], length: int) -> Sequence[int]:

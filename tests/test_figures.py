@@ -4,6 +4,7 @@ from itertools import pairwise
 from pathlib import Path
 
 import matplotlib.pyplot as plt
+import numpy as np
 import pandas as pd
 import pytest
 from matplotlib.colors import to_rgb
@@ -199,3 +200,31 @@ def test_the_prices_of_s3gen_are_drawn_as_they_are() -> None:
     assert before.lines[0].get_ydata().tolist() == [20, 26]
     assert after.lines[1].get_ydata().tolist() == [2, 2]
     assert before.get_ylim()[0] == 0
+
+
+def test_a_seam_is_drawn_at_zero_in_every_row() -> None:
+    waves = {name: np.sin(np.arange(9600) / 30) for name in ("whole", "ours")}
+    figure = figures.seam_close_up(waves, 4800, 24000)
+    for ax in figure.axes:
+        wave, seam = ax.lines
+        assert seam.get_xdata()[0] == 0
+        assert wave.get_xdata()[[0, -1]] == pytest.approx([-60, 60], abs=0.1)
+    assert [ax.get_title() for ax in figure.axes] == ["whole", "ours"]
+
+
+def test_the_trials_are_drawn_against_the_whole_decode() -> None:
+    board = pd.DataFrame(
+        {"wer": [0.1, 0.3], "wer_low": [0, 0.1], "wer_high": [0, 0.4], "plcmos": [4.0, 3.0], "dip": [0, -9.0]},
+        index=["whole", "upstream"],
+    ).assign(reference_dip=-1.0)
+    figure = figures.trials_board(board)
+    points = [float(ax.lines[0].get_xdata()[0]) for ax in figure.axes]
+    assert points == pytest.approx([20, -1, -8])
+    assert [label.get_text() for label in figure.axes[0].get_yticklabels()] == ["upstream"]
+
+
+def test_training_is_drawn_over_minutes_with_held_out_losses_marked() -> None:
+    log = pd.DataFrame({"step": [1, 2], "seconds": [60, 120], "entropy": [3.0, 2.0], "held_out": [3.5, 2.5]})
+    ax = figures.training_curves({"t3": log}).axes[0]
+    assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2], [1, 2]]
+    assert {line.get_label(): line.get_linestyle() for line in ax.lines} == {"entropy": ":", "held out": "-"}

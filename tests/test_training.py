@@ -132,7 +132,7 @@ def test_a_finished_stage_goes_on_only_to_more_steps(
     assert checkpoint(again, name)["step"] == 3
     log = pd.read_csv(again / f"{name}.csv")
     assert log.step.tolist() == [1, 2, 3]
-    assert log.notna().all(None)
+    assert log.notna().all(axis=None)
     assert any(column.startswith("held_out") for column in log)
 
 
