@@ -76,7 +76,7 @@ def closed_table() -> str:
 
 def voice_table() -> str:
     """How well the lab voice speaks held-out sentences, stage by stage."""
-    return evaluate.markdown(pd.read_csv(REPOSITORY / "data" / "lab" / "quality.csv", keep_default_na=False))
+    return evaluate.markdown(evaluate.read(REPOSITORY / "data" / "lab" / "quality.csv"))
 
 
 END = "<!-- end -->"

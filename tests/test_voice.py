@@ -74,7 +74,7 @@ def test_words_of_the_lexicon_are_read_as_phones_and_others_as_letters(spoken: m
 
 def test_the_card_and_the_measures_ship_with_it() -> None:
     card = (FOLDER / "README.md").read_text()
-    table = pd.read_csv(FOLDER / "quality.csv", keep_default_na=False)
+    table = evaluate.read(FOLDER / "quality.csv")
     assert evaluate.markdown(table) in card
     assert set(table["path"]) == set(evaluate.PATHS)
     assert len(table[table["path"] == "stream"]) == 100

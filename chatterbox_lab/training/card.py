@@ -69,7 +69,7 @@ def _machine() -> str:
 
 def write(voice: Path) -> None:
     """Writes ``README.md`` of a voice's folder from its ``corpus.json``, logs, weights and ``quality.csv``."""
-    table = pd.read_csv(voice / "quality.csv", keep_default_na=False)
+    table = evaluate.read(voice / "quality.csv")
     config = json.loads((voice / "config.json").read_text())
     stored = [voice / name for name in ("t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt")]
     logs = {path.stem.removeprefix("training_"): pd.read_csv(path) for path in sorted(voice.glob("training_*.csv"))}

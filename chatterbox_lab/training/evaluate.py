@@ -23,6 +23,9 @@ PATHS = ("teacher", "vocoder", "tokens", "stream")
 """The teacher itself; its mel through the vocoder; its tokens through S3Gen, without T3; the whole voice, streamed."""
 
 
+_SCORES = ("plcmos", "dnsmos")
+
+
 def held_out(limit: int | None = None) -> list[str]:
     """The sentences that no training text holds."""
     return HELD_OUT.read_text().splitlines()[:limit]
@@ -65,11 +68,16 @@ def streamed(tts: LabTTS, text: str, seed: int, **settings: Any) -> torch.Tensor
     return torch.cat([audio for audio, _ in stream], dim=1)
 
 
+def read(path: Path) -> pd.DataFrame:
+    """What `measure` wrote; nothing understood stays an empty text, and a sentence without scores has none."""
+    return pd.read_csv(path, keep_default_na=False, na_values={name: [""] for name in _SCORES})
+
+
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """WER and mean scores of each path, in the order of `PATHS`."""
     by_path = table.groupby("path")
     found = pd.DataFrame({"wer": by_path[["words", "errors"]].apply(word_error_rate), "sentences": by_path.size()})
-    means = [name for name in ("plcmos", "dnsmos") if name in table]
+    means = [name for name in _SCORES if name in table]
     return found.join(by_path[means].mean()).loc[[path for path in PATHS if path in found.index]]
 
 
