@@ -209,7 +209,7 @@ def test_a_seam_is_drawn_at_zero_in_every_row() -> None:
         wave, seam = ax.lines
         assert seam.get_xdata()[0] == 0
         assert wave.get_xdata()[[0, -1]] == pytest.approx([-60, 60], abs=0.1)
-    assert [ax.get_title() for ax in figure.axes] == ["whole", "ours"]
+    assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == ["whole", "ours"]
 
 
 def test_the_trials_are_drawn_against_the_whole_decode() -> None:
