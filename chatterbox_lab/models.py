@@ -529,7 +529,7 @@ def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
     return folder
 
 
-def _weights(module: torch.nn.Module, half: bool) -> dict[str, torch.Tensor]:
+def _weights(module: torch.nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
     """The module's own weights; upstream's inference hangs a second view of T3 into it as ``patched_model``."""
     own = {key: value for key, value in module.state_dict().items() if not key.startswith("patched_model.")}
     stored = {key: value.half() if half and value.is_floating_point() else value for key, value in own.items()}
