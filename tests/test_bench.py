@@ -293,7 +293,7 @@ def test_an_unknown_model_and_a_long_text_are_refused(capsys: pytest.CaptureFixt
 def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         bench.main([*SHORT, "--model", "nowhere"])
-    assert "model='nowhere': must be one of tiny, random, pretrained" in capsys.readouterr().err
+    assert "model='nowhere': must be one of lab, tiny, random, pretrained" in capsys.readouterr().err
 
 
 HIDDEN = ("perth", "resemble_perth", "ipython", "IPython", "ipywidgets", "ipykernel", "jupyter", "nb", "papermill")
