@@ -322,7 +322,7 @@ def test_t3_stops_after_its_token_when_an_overlapped_stream_is_closed(
         speaking.close()
     finally:
         handle.remove()
-    assert next(steps) == 16
+    assert next(steps) <= 16  # it may be closed before T3 got so far
 
 
 def test_tokens_of_an_overlapped_stream_are_counted_when_they_are_heard(tts: Any, no_thread_is_left: None) -> None:
