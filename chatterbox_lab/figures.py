@@ -462,12 +462,12 @@ def trials_board(board: pd.DataFrame) -> Figure:
         board: from `trials.board`, ``whole`` among its rows.
     """
     rows = board.drop(index="whole").iloc[::-1]
-    whole, places = board.loc["whole"], range(len(rows))
+    places = range(len(rows))
     figure, axes = plt.subplots(1, 3, figsize=(10, 0.32 * len(rows) + 1.4), sharey=True)
-    change = 100 * (rows["wer"] - whole["wer"])
-    spread = [change - 100 * rows["wer_low"], 100 * rows["wer_high"] - change]
-    axes[0].errorbar(change, places, xerr=np.clip(spread, 0, None), fmt="o", color="0.15", capsize=2, markersize=4)
-    axes[1].plot(rows["plcmos"] - whole["plcmos"], places, "s", color="0.15", markersize=4)
+    for ax, name, scale in zip(axes[:2], ("wer", "plcmos"), (100, 1), strict=True):
+        change, low, high = (scale * rows[f"{name}_{part}"] for part in ("change", "low", "high"))
+        spread = np.clip([change - low, high - change], 0, None)
+        ax.errorbar(change, places, xerr=spread, fmt="o", color="0.15", capsize=2, markersize=4)
     axes[2].plot(rows["dip"] - rows["reference_dip"], places, "D", color="0.15", markersize=4)
     titles = (
         "word error rate, change\n(percentage points)",

@@ -144,6 +144,13 @@ def _mean(values: np.ndarray) -> float:
     return float(np.nanmean(values)) if np.isfinite(values).any() else float("nan")
 
 
+def silent_end(audio: torch.Tensor) -> float:
+    """Seconds at the end that are below -50 dB of full scale."""
+    samples = _samples(audio)
+    loud = np.flatnonzero(np.abs(samples) > _QUIET)
+    return (len(samples) - (int(loud[-1]) + 1 if len(loud) else 0)) / S3GEN_SR
+
+
 def _checked(seams: Sequence[int], length: int) -> Sequence[int]:
     wrong = [seam for seam in seams if not 0 < seam < length]
     if wrong:

@@ -183,7 +183,7 @@ def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
     """The audio of each chunk, after its three stages: one after the other, or each ahead of the next."""
     source = partial(_token_chunks, tts, call, clock)
     with clock.stage("s3gen"):
-        renderer = _renderer(tts, call)  # for a voice that is new to a cached flow, as long as a chunk
+        renderer = renderer_of(tts, call[0], call[2])  # for a voice that is new to a cached flow, as long as a chunk
     stages = partial(_rendered, renderer, clock), partial(_marked, tts, clock)
     if call[0].overlap:
         synchronize(tts.device)  # what the stages share is there
@@ -197,8 +197,8 @@ def _chunks(tts: ChatterboxTTS, call: Call, clock: StageClock) -> Chunks:
                 yield audio
 
 
-def _renderer(tts: ChatterboxTTS, call: Call) -> Renderer:
-    settings, _, seed, _ = call
+def renderer_of(tts: ChatterboxTTS, settings: StreamSettings, seed: int | None = None) -> Renderer:
+    """What turns the token chunks of one stream into audio, as the settings want it."""
     fade, plan = round(settings.fade * tts.sr), FlowPlan.of(settings)
     return Renderer(tts.s3gen, tts.conds.gen, settings.context, fade, seed or 0, plan, settings.largest_chunk)
 
@@ -250,7 +250,7 @@ def warm_up(tts: ChatterboxTTS, settings: StreamSettings = BALANCED, **overrides
     start = time.perf_counter()
     with closing(_tokens(tts, call)) as tokens:
         deque(islice(tokens, _WARM_UP_TOKENS), maxlen=0)
-    renderer = _renderer(tts, call)
+    renderer = renderer_of(tts, call[0], call[2])
     codes = torch.zeros(call[0].largest_chunk, dtype=torch.long)
     for size in _opening(call[0]):
         watermark(tts, renderer.push(codes[:size]))

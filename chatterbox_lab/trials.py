@@ -21,14 +21,12 @@ from chatterbox.tts import ChatterboxTTS, StreamingMetrics
 from tqdm import tqdm
 
 from .files import REPOSITORY
-from .flow import FlowPlan
 from .models import load
 from .patching import attribute
-from .quality import joins, listeners, transcribe, word_errors
+from .quality import joins, listeners, silent_end, transcribe, word_errors
 from .records import Record, machine_facts
-from .render import Renderer
 from .settings import ADAPTIVE, BASELINE, FAST, StreamSettings
-from .stream import encode_text, render, speech_tokens
+from .stream import encode_text, render, renderer_of, speech_tokens
 from .upstream import upstream_tokens
 
 HELD_OUT = REPOSITORY / "data" / "heldout.txt"
@@ -37,9 +35,10 @@ HELD_OUT = REPOSITORY / "data" / "heldout.txt"
 
 PROVOKING = REPOSITORY / "data" / "provoking.txt"
 """Prompts that tempt a decoder to repeat itself, stop early or never stop."""
+MATTERS_WER, MATTERS_MOS = 0.02, 0.1
+"""Changes below these, 2 points of word error rate and 0.1 of a mean opinion score, count as none."""
 _LIMIT = 400  # speech tokens of an everyday sentence, by far
 _USUAL = 2  # speech tokens per text token, roughly; only a limit is made of it
-_SILENCE = 10 ** (-50 / 20)
 
 
 @dataclass(frozen=True)
@@ -103,8 +102,7 @@ def _pieces(codes: torch.Tensor, settings: StreamSettings) -> Iterator[torch.Ten
 
 
 def _ours(tts: ChatterboxTTS, pieces: Sequence[torch.Tensor], way: Way, seed: int) -> Iterator[torch.Tensor]:
-    fade, plan = round(way.settings.fade * S3GEN_SR), FlowPlan.of(way.settings)
-    renderer = Renderer(tts.s3gen, tts.conds.gen, way.settings.context, fade, seed, plan, way.settings.largest_chunk)
+    renderer = renderer_of(tts, way.settings, seed)
     for number, piece in enumerate(pieces):
         yield renderer.push(piece, last=number == len(pieces) - 1)
 
@@ -239,12 +237,6 @@ def _provoked(tts: ChatterboxTTS, text: str, seed: int) -> Iterator[dict[str, An
         yield about | {"ended": len(codes) < limit} | heard[key]
 
 
-def silent_end(audio: torch.Tensor) -> float:
-    """Seconds at the end of (1, samples) that are below -50 dB of full scale."""
-    loud = (audio[0].abs() > _SILENCE).nonzero()
-    return (audio.shape[1] - (int(loud[-1]) + 1 if len(loud) else 0)) / S3GEN_SR
-
-
 def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
     """Of the rows of `provoke`, how many stopped early, ran on, ended in silence, and the WER, by ``guard``.
 
@@ -262,23 +254,51 @@ def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
     return counts.assign(wer=by["errors"].sum() / by["words"].sum(), prompts=by.size())
 
 
-def board(table: pd.DataFrame) -> pd.DataFrame:
-    """Each way in a row, in the order of the table: WER, scores, seam measures, and the spread of its WER.
+def board(table: pd.DataFrame, against: str = "whole") -> pd.DataFrame:
+    """Each way in a row, in the order of the table: WER, scores and seam measures, and how surely it differs.
 
-    ``wer_low`` and ``wer_high`` bound the difference to ``whole`` in word error rate: the 5th and 95th percentile over
-    1000 draws of the sentences with replacement, the same sentences for both.
+    ``wer_change`` and ``plcmos_change`` are differences to the way ``against``; ``_low`` and ``_high`` bound them: the
+    5th and 95th percentile over 1000 draws of the sentences with replacement, the same sentences for both ways.
     """
-    errors = table.pivot_table(index="text", columns="way", values="errors", sort=False)
     words = table.groupby("text", sort=False)["words"].first()
+    # A sentence's WER counts by its words, so that the mean is the errors of all over the words of all.
+    weights = {"wer": words / words.mean(), "plcmos": pd.Series(1.0, words.index)}
     draws = np.random.default_rng(0).integers(0, len(words), (1000, len(words)))
-    rates = {way: errors[way].to_numpy()[draws].sum(1) / words.to_numpy()[draws].sum(1) for way in errors}
-    means = ["plcmos", "dnsmos", "dip", "reference_dip", "flux", "reference_flux", "mel_distance"]
-    found = table.groupby("way", sort=False)[[name for name in means if name in table]].mean()
-    found.insert(0, "wer", errors.sum() / words.sum())
-    change = {way: rates[way] - rates["whole"] for way in found.index}
-    found.insert(1, "wer_low", {way: float(np.quantile(values, 0.05)) for way, values in change.items()})
-    found.insert(2, "wer_high", {way: float(np.quantile(values, 0.95)) for way, values in change.items()})
+    means = ["dip", "reference_dip", "flux", "reference_flux", "mel_distance"]
+    found = table.groupby("way", sort=False)[means].mean()
+    for place, name in enumerate(name for name in weights if name in table):
+        values = table.pivot_table(name, "text", "way", "first", sort=False).loc[words.index]
+        weight = weights[name]
+        change = values.sub(values[against], axis=0).mul(weight, axis=0)
+        drawn = change.to_numpy()[draws].sum(1) / weight.to_numpy()[draws].sum(1)[:, None]
+        low, high = (pd.Series(np.quantile(drawn, q, axis=0), change.columns) for q in (0.05, 0.95))
+        columns = {
+            name: values.mul(weight, axis=0).mean(), f"{name}_change": change.mean(),
+            f"{name}_low": low, f"{name}_high": high,
+        }  # fmt: skip
+        for offset, (column, series) in enumerate(columns.items()):
+            found.insert(4 * place + offset, column, series)
     return found
+
+
+def judged(row: pd.Series) -> str:
+    """What a row of `board` allows to say: ``worse``, ``as good``, or that these sentences do not decide it.
+
+    Worse: more word errors for sure, or a PLCMOS that is lower for sure and by `MATTERS_MOS`. As good: surely not more
+    than `MATTERS_WER` more word errors, and not `MATTERS_MOS` lower. Sure is 95% on that side.
+    """
+    if row["wer_low"] > 0 or (row["plcmos_high"] < 0 and row["plcmos_change"] <= -MATTERS_MOS):
+        return "worse"
+    if row["wer_high"] <= MATTERS_WER and row["plcmos_low"] >= -MATTERS_MOS:
+        return "as good"
+    return "undecided"
+
+
+def told(row: pd.Series) -> str:
+    """A row of `board` in words: how WER and PLCMOS change, with their bounds."""
+    wer, low, high = 100 * row[["wer_change", "wer_low", "wer_high"]]
+    mos, mos_low, mos_high = row[["plcmos_change", "plcmos_low", "plcmos_high"]]
+    return f"WER {wer:+.1f} points ({low:+.1f} to {high:+.1f}), PLCMOS {mos:+.2f} ({mos_low:+.2f} to {mos_high:+.2f})"
 
 
 def main(arguments: list[str] | None = None) -> None:

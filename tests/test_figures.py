@@ -212,9 +212,13 @@ def test_a_seam_is_drawn_at_zero_in_every_row() -> None:
     assert [ax.get_title(loc="left") or ax.get_title() for ax in figure.axes] == ["whole", "ours"]
 
 
+PARTS = ("change", "low", "high")
+
+
 def test_the_trials_are_drawn_against_the_whole_decode() -> None:
     board = pd.DataFrame(
-        {"wer": [0.1, 0.3], "wer_low": [0, 0.1], "wer_high": [0, 0.4], "plcmos": [4.0, 3.0], "dip": [0, -9.0]},
+        {f"{name}_{part}": [0.0, value] for name, value in (("wer", 0.2), ("plcmos", -1.0)) for part in PARTS}
+        | {"dip": [0.0, -9.0]},
         index=["whole", "upstream"],
     ).assign(reference_dip=-1.0)
     figure = figures.trials_board(board)

@@ -10,7 +10,7 @@ import torch
 from conftest import TEXT
 
 import chatterbox_lab as lab
-from chatterbox_lab import models, records, trials
+from chatterbox_lab import models, quality, records, trials
 from chatterbox_lab.attention import count_spies, watch_layers
 from chatterbox_lab.patching import attribute
 from chatterbox_lab.settings import BASELINE
@@ -23,12 +23,13 @@ def way(how: str, **changes: object) -> trials.Way:
     return trials.Way(how, BASELINE.replace(chunk_size=10, context_window=10, **changes))
 
 
-def table(errors: dict[str, list[int]], words: int = 10) -> pd.DataFrame:
-    return pd.DataFrame(
-        {"text": str(i), "way": name, "errors": count, "words": words, "plcmos": 4.0}
-        for name, counts in errors.items()
-        for i, count in enumerate(counts)
-    )
+def table(errors: dict[str, list[int]], plcmos: dict[str, float] | None = None) -> pd.DataFrame:
+    """Ten words a sentence; a way's PLCMOS is 4 unless said."""
+    rows = [(str(i), way, count) for way, counts in errors.items() for i, count in enumerate(counts)]
+    found = pd.DataFrame(rows, columns=["text", "way", "errors"])
+    found["plcmos"] = found["way"].map(plcmos or {}).fillna(4.0).astype(float)
+    measured = ["dip", "reference_dip", "flux", "reference_flux", "mel_distance"]
+    return found.assign(words=10, wer=found["errors"] / 10, **dict.fromkeys(measured, 0.0))
 
 
 @pytest.mark.parametrize("how", ["whole", "upstream", "ours"])
@@ -78,10 +79,40 @@ def test_a_run_has_a_row_for_each_sentence_and_way_and_can_be_gone_on_with(
 
 
 def test_the_board_counts_words_and_bounds_the_change() -> None:
-    found = trials.board(table({"whole": [0, 1, 0, 1] * 5, "worse": [3, 4, 3, 4] * 5, "same": [1, 0, 1, 0] * 5}))
-    assert found["wer"].to_dict() == {"whole": 0.05, "worse": 0.35, "same": 0.05}
-    assert found.loc["worse", "wer_low"] == pytest.approx(0.3)  # three more errors in every sentence
-    assert found.loc["same", "wer_low"] < 0 < found.loc["same", "wer_high"]
+    found = trials.board(table({"whole": [0, 1, 0, 1] * 5, "more": [3, 4, 3, 4] * 5, "other": [1, 0, 1, 0] * 5}))
+    assert found["wer"].to_dict() == pytest.approx({"whole": 0.05, "more": 0.35, "other": 0.05})
+    assert found.loc["more", ["wer_change", "wer_low", "wer_high"]].tolist() == pytest.approx([0.3] * 3)
+    assert found.loc["other", "wer_low"] < 0 < found.loc["other", "wer_high"]
+
+
+def test_long_sentences_count_for_more() -> None:
+    rows = table({"whole": [0, 0], "worse": [1, 0]})
+    rows.loc[rows["text"] == "1", "words"] = 90
+    assert trials.board(rows).loc["worse", "wer"] == pytest.approx(0.01)  # one error in a hundred words
+
+
+def test_the_board_can_be_read_against_any_way() -> None:
+    rows = table({"whole": [0] * 4, "ours": [2] * 4, "theirs": [3] * 4}, {"theirs": 3.5})
+    found = trials.board(rows, "ours")
+    assert found["wer_change"].to_dict() == pytest.approx({"whole": -0.2, "ours": 0, "theirs": 0.1})
+    assert found.loc["theirs", "plcmos_change"] == -0.5
+    assert trials.told(found.loc["theirs"]) == "WER +10.0 points (+10.0 to +10.0), PLCMOS -0.50 (-0.50 to -0.50)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "plcmos", "judgement"),
+    [
+        ([0] * 8, 4.0, "as good"),
+        ([0] * 8, 3.95, "as good"),  # lower for sure, and too little to matter
+        ([0] * 8, 3.85, "worse"),
+        ([1] * 8, 4.0, "worse"),
+        ([0, 1] * 4, 4.0, "worse"),
+        ([0] * 7 + [1], 4.0, "undecided"),
+    ],
+)
+def test_a_way_is_worse_or_as_good_only_where_that_is_sure(errors: list[int], plcmos: float, judgement: str) -> None:
+    found = trials.board(table({"whole": [0] * 8, "way": errors}, {"way": plcmos}))
+    assert trials.judged(found.loc["way"]) == judgement
 
 
 def test_faults_are_counted_with_and_without_the_guard() -> None:
@@ -114,8 +145,8 @@ def test_provoked_speech_ends_at_its_limit(tts: models.LabTTS, monkeypatch: pyte
 def test_the_silence_at_an_end_is_counted_in_seconds() -> None:
     audio = torch.zeros(1, 24000)
     audio[0, :12000] = 0.1
-    assert trials.silent_end(audio) == 0.5
-    assert trials.silent_end(torch.zeros(1, 2400)) == 0.1
+    assert quality.silent_end(audio) == 0.5
+    assert quality.silent_end(torch.zeros(1, 2400)) == 0.1
 
 
 def test_there_are_a_hundred_prompts_and_a_hundred_sentences() -> None:

@@ -21,7 +21,7 @@ from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 
 PLANS = {
-    "t3": Plan(steps=2600, batch=16, rate=2e-3, warmup=150),
+    "t3": Plan(steps=2400, batch=16, rate=2e-3, warmup=150),
     "flow": Plan(steps=3400, batch=8, rate=1.5e-3),
     "vocoder": Plan(steps=3200, batch=8, rate=1e-3, warmup=20, average=0.995),
 }

@@ -34,7 +34,9 @@ for experiments, not a product: one voice, one way of speaking.
 - **Speech tokens.** Phones, not the released voice's codes: a token names the phones of its two mel frames and one of
   three pitch levels, {codes} codes of the 6,561. So the voice cannot clone, and its tokens mean nothing to another
   S3Gen.
-- **Training.** {training}, on {machine}. `python -m chatterbox_lab.training` makes it again.
+- **Training.** {training}, on {machine}, one
+  thread a stage. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at once
+  from the first step on, while the T3 that ships met them from step 1,500 on.
 - **Licence.** MIT, as the repository's. flite and its voices are free for any use (Carnegie Mellon University),
   WordNet's licence lets its text be used with its notice (WordNet 3.0, Copyright 2006 by Princeton University), and
   the choice of common words is `wordfreq`'s (CC BY-SA 4.0).

@@ -15,8 +15,9 @@ from ..models import LabTTS
 from ..quality import listeners, transcribe, word_error_rate, word_errors
 from ..settings import BASELINE
 from ..stream import generate_stream, render
+from ..trials import HELD_OUT
 from .corpus import Utterance, read_aloud, utterance
-from .text import HELD_OUT, pronunciations, words
+from .text import pronunciations, words
 from .tokens import codes
 
 PATHS = ("teacher", "vocoder", "tokens", "stream")
@@ -62,9 +63,9 @@ def _paths(
     yield "stream", lambda: streamed(tts, text, seed)
 
 
-def streamed(tts: LabTTS, text: str, seed: int, **settings: Any) -> torch.Tensor:
+def streamed(tts: LabTTS, text: str, seed: int) -> torch.Tensor:
     """The joined chunks of a stream at chunk 25, (1, samples)."""
-    stream = generate_stream(tts, text, BASELINE, seed=seed, max_new_tokens=400, **settings)
+    stream = generate_stream(tts, text, BASELINE, seed=seed, max_new_tokens=400)
     return torch.cat([audio for audio, _ in stream], dim=1)
 
 

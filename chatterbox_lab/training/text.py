@@ -18,12 +18,12 @@ import tokenizers
 from tokenizers import normalizers
 from tqdm import tqdm
 
-from ..files import REPOSITORY, written_whole
+from ..files import written_whole
 from ..models import letter_tokenizer
+from ..trials import HELD_OUT
 from .phones import FIRST_ID, SYMBOLS, spelled
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base; its licence lets texts be used with notice
-HELD_OUT = REPOSITORY / "data" / "heldout.txt"  # sentences that no training text may hold
 _EXAMPLE = re.compile(r'"([^"|]+)"')
 _PLAIN = re.compile(r"[A-Za-z][a-z]*(?:'[a-z]+)?(?:,? [A-Za-z]?[a-z]*(?:'[a-z]+)?)*[?!]?")
 _WORD = re.compile(r"[a-z']+")
