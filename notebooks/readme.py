@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from functools import partial
 
 import pandas as pd
 
@@ -82,6 +83,7 @@ def voice_table() -> str:
 END = "<!-- end -->"
 TABLES = {"streams": streams_table, "ladder": ladder_table, "sizes": sizes_table, "price": price_table}
 TABLES |= {"prices": prices_table, "closed": closed_table, "voice": voice_table}
+TABLES |= {"lab": partial(streams_table, "bench_lab_cpu")}
 
 
 def filled(text: str) -> str:
