@@ -276,9 +276,10 @@ def _front(points: pd.DataFrame) -> pd.Series:
     return ~pd.Series(beaten, index=points.index)
 
 
-PARTS = ((250, 0, 25), (250, 50, 25), (250, 0, 75), (250, 0, 150), (250, 0, 225), (125, 0, 25), (125, 125, 75))
-PARTS += ((125, 0, 200), (50, 0, 25), (50, 0, 225))
-"""Voice prompt, context and new tokens of windows that tell whether their sum alone sets S3Gen's price."""
+PARTS = ((1, 0, 25), (1, 50, 25), (1, 0, 75), (1, 0, 150), (1, 0, 225), (2, 0, 25), (2, 125, 75), (2, 0, 200))
+PARTS += ((5, 0, 25), (5, 0, 225))
+"""Windows that tell whether their length alone sets S3Gen's price: the whole voice prompt, its half or its fifth, and
+tokens of context and chunk."""
 
 
 def windows(
@@ -289,8 +290,8 @@ def windows(
     All windows take turns, to and fro, after one turn to warm up.
 
     Args:
-        tts: a model from `load`, or any upstream ``ChatterboxTTS``; its voice prompt is cut to size, never padded.
-        parts: tokens of the voice prompt, the context and the chunk, for each window.
+        tts: a model from `load`, or any upstream ``ChatterboxTTS``.
+        parts: for each window, what its voice prompt's length is divided by, and tokens of the context and the chunk.
         rounds: measured turns.
         seed: of the speech tokens.
 
@@ -299,10 +300,11 @@ def windows(
         ``s3gen_seconds``, ``round``.
     """
     clock, codes = StageClock(tts.device), tts.s3gen.flow.input_embedding.num_embeddings
-    speech = torch.randint(codes, (max(map(sum, parts)),), generator=torch.Generator().manual_seed(seed))
+    longest = max(context + new for _, context, new in parts)
+    speech = torch.randint(codes, (longest,), generator=torch.Generator().manual_seed(seed))
     for number in range(-1, whole_number("rounds", rounds, 1)):
-        for prompt, context, new in parts[:: -1 if number % 2 else 1]:
-            renderer = Renderer(tts.s3gen, _shortened(tts.conds.gen, prompt), context, 0, seed)
+        for divisor, context, new in parts[:: -1 if number % 2 else 1]:
+            renderer = Renderer(tts.s3gen, _shortened(tts.conds.gen, divisor), context, 0, seed)
             renderer.push(speech[:context])
             start = clock.now()
             renderer.push(speech[context : context + new])
@@ -312,7 +314,8 @@ def windows(
                 yield sizes | {"window_tokens": sum(sizes.values()), "s3gen_seconds": took, "round": number}
 
 
-def _shortened(ref: dict[str, Any], tokens: int) -> dict[str, Any]:
+def _shortened(ref: dict[str, Any], divisor: int) -> dict[str, Any]:
+    tokens = ref["prompt_token"].shape[1] // divisor
     frames = tokens * ref["prompt_feat"].shape[1] // ref["prompt_token"].shape[1]
     return ref | {"prompt_token": ref["prompt_token"][:, :tokens], "prompt_feat": ref["prompt_feat"][:, :frames]}
 

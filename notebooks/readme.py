@@ -14,7 +14,7 @@ from chatterbox_lab.training import evaluate
 README = REPOSITORY / "README.md"
 
 
-def streams_table(name: str = "01_streams_tiny_cpu") -> str:
+def streams_table(name: str = "01_streams_lab_cpu") -> str:
     """Stock and patched side by side, in Markdown, with what it was measured on."""
     runs = load_results(name)
     table = bench.summary(runs).drop(columns="peak memory (GiB)").rename_axis("stream").round(2)

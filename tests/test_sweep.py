@@ -122,7 +122,7 @@ def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
 
 def test_windows_are_made_of_the_parts_they_are_asked_for(tts: LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     seen = watched(monkeypatch)
-    parts = [(10, 0, 4), (5, 3, 6)]
+    parts = [(1, 0, 4), (2, 3, 6)]
     rows = pd.DataFrame(sweep.windows(tts, parts, rounds=2))
     assert rows["window_tokens"].tolist() == [14, 14, 14, 14]
     assert rows["prompt_tokens"].tolist() == [10, 5, 5, 10]  # to and fro
@@ -135,7 +135,7 @@ def test_windows_are_made_of_the_parts_they_are_asked_for(tts: LabTTS, monkeypat
 def test_the_command_line_records_windows(
     here: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "PARTS", ((10, 0, 4), (5, 3, 6)))
+    monkeypatch.setattr(sweep, "PARTS", ((1, 0, 4), (2, 3, 6)))
     monkeypatch.setattr(sweep.windows, "__defaults__", (sweep.PARTS,))
     assert sweep.main(["--device", "cpu", "--windows", "--rounds", "1"]) == 0
     assert len(pd.read_csv(tmp_path / "data" / "windows_tiny.csv")) == 2

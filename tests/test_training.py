@@ -6,6 +6,7 @@ import json
 import random
 import re
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -162,6 +163,35 @@ def test_an_interrupted_stage_ends_where_an_uninterrupted_one_does(
 
 
 @needs_teacher
+@pytest.mark.parametrize("name", voice.STAGES)
+def test_a_stage_goes_on_from_a_finished_voice(
+    folder: Path, spoken: models.LabTTS, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    again, module = inputs(folder, tmp_path / "again"), voice.parts(voice.SMALL)[name]
+    voice.resume(name, module, spoken)
+    finish = {"t3": t3.finish, "flow": flow.finish, "vocoder": lambda module: module.state_dict()}[name]
+    loaded = {"t3": spoken.t3, "flow": spoken.s3gen.flow, "vocoder": spoken.s3gen.mel2wav}[name].state_dict()
+    for key, value in finish(module).items():
+        torch.testing.assert_close(value, loaded[key].float(), rtol=0, atol=2e-3, msg=key)  # the file is in float16
+    run(again, name, f"--voice={folder / 'voice'}", "--steps=3")
+    held, log = checkpoint(again, name), pd.read_csv(again / f"{name}.csv")
+    assert (held["begun"], held["step"]) == (2, 3)
+    assert log.step.tolist() == [1, 2, 3]
+    assert log.seconds.is_monotonic_increasing
+    run(again, name, f"--voice={folder / 'voice'}", "--steps=4")  # a checkpoint goes before the voice
+    assert f"{name}: goes on from step 3" in capsys.readouterr().out
+
+
+def test_a_voice_that_does_not_fit_is_refused(request: pytest.FixtureRequest) -> None:
+    module, tiny = voice.parts(voice.SMALL)["t3"], request.getfixturevalue("voice")
+    with pytest.raises(ValueError, match="t3: the voice has other sizes"):
+        voice.resume("t3", module, tiny)
+    shorter = models._assemble(replace(voice.SMALL, t3_layers=13), None, watermark=False)
+    with pytest.raises(ValueError, match=r"t3: the voice has no tfmr\.layers\.13"):
+        voice.resume("t3", module, shorter)
+
+
+@needs_teacher
 def test_measure_writes_a_row_for_each_path(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -190,6 +220,13 @@ def test_the_rate_rises_then_falls() -> None:
     assert max(factors) == 1
     assert factors[10:] == sorted(factors[10:], reverse=True)
     assert factors[-1] == pytest.approx(0.02)
+
+
+def test_an_optimizer_that_begins_later_warms_up_there() -> None:
+    plan = Plan(steps=100, batch=1, warmup=10)
+    assert [plan.factor(50 + i, begun=50) / plan.factor(50 + i) for i in range(12)] == pytest.approx(
+        [0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1, 1, 1]
+    )
 
 
 @pytest.mark.parametrize("sizes", [{"steps": 0, "batch": 1}, {"steps": 1, "batch": 0}])

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
+import pandas as pd
 import tokenizers
 import torch
 
@@ -21,7 +22,7 @@ from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 
 PLANS = {
-    "t3": Plan(steps=2400, batch=16, rate=2e-3, warmup=150),
+    "t3": Plan(steps=5000, batch=16, rate=2e-3, warmup=150),
     "flow": Plan(steps=3400, batch=8, rate=1.5e-3),
     "vocoder": Plan(steps=3200, batch=8, rate=1e-3, warmup=20, average=0.995),
 }
@@ -42,6 +43,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--steps", type=_positive, help="of training, instead of the recipe's")
     parser.add_argument("--batch", type=_positive, help="examples a step, instead of the recipe's")
     parser.add_argument("--rate", type=float, help="highest learning rate, instead of the recipe's")
+    parser.add_argument("--voice", type=Path, help="a finished voice to go on from, where there is no checkpoint")
     parser.add_argument("--sentences", type=_positive, default=16000, help="that the teacher reads")
     parser.add_argument("--lexicon", type=_positive, default=25000, help="words that the tokenizer has phones for")
     parser.add_argument("--jobs", type=_positive, default=2, help="processes that make the corpus")
@@ -73,11 +75,17 @@ def _train(name: str) -> Callable[[argparse.Namespace], None]:
         items = corpus.load(options.folder, speech=name == "vocoder")
         held = min(HELD_BACK, len(items) // 4)
         module = voice.parts(_config(options))[name]
-        stage = Stage(name, module, plan, options.folder)
+        log = _resumed(name, module, options.voice) if options.voice else None
+        stage = Stage(name, module, plan, options.folder, log)
         losses, check = _BATCHES[name](options, stage, items[:-held], items[-held:])
         stage.run(losses, check)
 
     return run
+
+
+def _resumed(name: str, module: torch.nn.Module, folder: Path) -> list[dict[str, float]]:
+    voice.resume(name, module, load(folder, device="cpu", watermark=False))
+    return pd.read_csv(folder / f"training_{name}.csv").to_dict("records")
 
 
 def _plan(name: str, options: argparse.Namespace) -> Plan:

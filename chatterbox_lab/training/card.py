@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pandas as pd
+import torch
 
 from ..files import written_whole
 from ..records import machine_facts
@@ -34,9 +35,9 @@ for experiments, not a product: one voice, one way of speaking.
 - **Speech tokens.** Phones, not the released voice's codes: a token names the phones of its two mel frames and one of
   three pitch levels, {codes} codes of the 6,561. So the voice cannot clone, and its tokens mean nothing to another
   S3Gen.
-- **Training.** {training}, on {machine}, one
-  thread a stage. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at once
-  from the first step on, while the T3 that ships met them from step 1,500 on.
+- **Training.** {training}, on {machine},
+  one thread a stage. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at once
+  from the first step on, while the T3 that ships met them from step 1,500 on.{begun}
 - **Licence.** MIT, as the repository's. flite and its voices are free for any use (Carnegie Mellon University),
   WordNet's licence lets its text be used with its notice (WordNet 3.0, Copyright 2006 by Princeton University), and
   the choice of common words is `wordfreq`'s (CC BY-SA 4.0).
@@ -61,6 +62,7 @@ def facts(items: list[Utterance], folder: Path) -> dict[str, Any]:
     return {
         "sentences": len(items), "words": len(spoken), "vocabulary": len(set(spoken)),
         "hours": sum(len(item.mel) for item in items) / 50 / 3600, "lexicon": len(replaced), "machine": _machine(),
+        "begun": {path.stem: torch.load(path, weights_only=True)["begun"] for path in sorted(folder.glob("*.pt"))},
     }  # fmt: skip
 
 
@@ -79,8 +81,11 @@ def write(voice: Path) -> None:
         f"{name} {log['step'].iloc[-1]:.0f} steps in {log['seconds'].iloc[-1] / 60:.0f} min"
         for name, log in logs.items()
     ]
+    facts = json.loads((voice / "corpus.json").read_text())
+    begun = ", ".join(f"{name} at step {step}" for name, step in facts.pop("begun").items() if step)
+    told = " It was finished once before, in float16, and went on from there (`--voice`): {}." if begun else ""
     text = _TEXT.format(
-        **json.loads((voice / "corpus.json").read_text()), teacher=TEACHER, codes=f"{CODES:,}",
+        **facts, begun=told.format(begun), teacher=TEACHER, codes=f"{CODES:,}",
         millions=sum(path.stat().st_size for path in stored[:2]) / 2e6,
         megabytes=sum(path.stat().st_size for path in stored) / 1e6, layers=config["t3_layers"],
         width=config["t3_size"], held_out=len(evaluate.held_out()), seed=table["seed"].iloc[0],

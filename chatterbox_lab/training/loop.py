@@ -35,24 +35,27 @@ class Plan:
         if self.steps < 1 or self.batch < 1:
             raise ValueError(f"steps={self.steps}, batch={self.batch}: must be at least 1")
 
-    def factor(self, step: int) -> float:
-        """The learning rate of a step as a part of ``rate``."""
-        if step < self.warmup:
-            return (step + 1) / self.warmup
-        done = min(1.0, (step - self.warmup) / max(1, self.steps - self.warmup))
-        return 0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2
+    def factor(self, step: int, begun: int = 0) -> float:
+        """The learning rate of a step as a part of ``rate``, for an optimizer that began at step ``begun``."""
+        done = min(1.0, max(0, step - self.warmup) / max(1, self.steps - self.warmup))
+        return min(1.0, (step - begun + 1) / self.warmup) * (0.02 + 0.98 * (1 + math.cos(math.pi * done)) / 2)
 
 
 class Stage:
     """A module in training, with its checkpoint ``<name>.pt`` and its log ``<name>.csv`` in ``folder``."""
 
-    def __init__(self, name: str, module: torch.nn.Module, plan: Plan, folder: Path) -> None:
+    def __init__(
+        self, name: str, module: torch.nn.Module, plan: Plan, folder: Path, log: list[dict[str, float]] | None = None
+    ) -> None:
+        """Goes on from the checkpoint; else from ``module`` as it is, which learned what its ``log`` says."""
         self.name, self.module, self.plan, self.folder = name, module, plan, folder
         self.optimizer = torch.optim.AdamW(
             module.parameters(), lr=plan.rate, betas=(0.9, 0.98), weight_decay=plan.decay
         )
         self.averaged = copy.deepcopy(module).requires_grad_(False)
-        self.step, self.seconds, self.log = 0, 0.0, list[dict[str, float]]()
+        self.log = list(log or [])
+        self.step, self.seconds = (int(self.log[-1]["step"]), self.log[-1]["seconds"]) if self.log else (0, 0.0)
+        self.begun = self.step  # where the optimizer knows nothing yet
         if self.checkpoint.exists():
             self._resume()
 
@@ -66,7 +69,7 @@ class Stage:
         self.module.load_state_dict(held["module"])
         self.averaged.load_state_dict(held["averaged"])
         self.optimizer.load_state_dict(held["optimizer"])
-        self.step, self.seconds, self.log = held["step"], held["seconds"], held["log"]
+        self.step, self.seconds, self.log, self.begun = (held[key] for key in ("step", "seconds", "log", "begun"))
         print(f"{self.name}: goes on from step {self.step}")
 
     def run(self, losses: Loss, evaluate: Callable[[], dict[str, float]] | None = None) -> None:
@@ -98,7 +101,7 @@ class Stage:
 
     def _descend(self, losses: dict[str, torch.Tensor]) -> dict[str, float]:
         for group in self.optimizer.param_groups:
-            group["lr"] = self.plan.rate * self.plan.factor(self.step)
+            group["lr"] = self.plan.rate * self.plan.factor(self.step, self.begun)
         self.optimizer.zero_grad(set_to_none=True)
         sum(losses.values()).backward()
         torch.nn.utils.clip_grad_norm_(self.module.parameters(), 1.0)
@@ -122,7 +125,7 @@ class Stage:
         held = {
             "module": self.module.state_dict(), "averaged": self.averaged.state_dict(),
             "optimizer": self.optimizer.state_dict(), "step": self.step, "seconds": self.seconds,
-            "log": self.log,
+            "log": self.log, "begun": self.begun,
         }  # fmt: skip
         with written_whole(self.checkpoint) as part:
             torch.save(held, part)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from .corpus import Utterance, steady
 from .phones import PHONES
@@ -55,6 +56,18 @@ class CodeEmbedding(torch.nn.Module):
             return torch.cat([shared, torch.zeros_like(self.own[CODES:])]) + self.own
         return torch.cat([shared, self.own])
 
+    @torch.no_grad()
+    def fill(self, table: torch.Tensor) -> None:
+        """Takes its vectors from a table (rows, size): the shared ones fit it best, its own are what is left."""
+        counts = [len(shared.weight) for shared in self.tables]
+        found = parts(torch.arange(CODES))
+        design = torch.cat([F.one_hot(part, count) for part, count in zip(found, counts, strict=True)], 1).double()
+        fitted = torch.linalg.lstsq(design, table[:CODES].double(), driver="gelsd").solution.float()
+        for shared, weight in zip(self.tables, fitted.split(counts), strict=True):
+            shared.weight.copy_(weight)
+        self.own.zero_()
+        self.own.copy_((table.float() - self.weight())[-len(self.own) :])
+
     def forward(self, code: torch.Tensor) -> torch.Tensor:
         """Vectors (..., size) of codes (...)."""
-        return torch.nn.functional.embedding(code, self.weight())
+        return F.embedding(code, self.weight())

@@ -13,7 +13,7 @@ from ..models import LabTTS, VoiceConfig
 from . import flow, t3, vocoder
 from .corpus import Utterance
 from .phones import FIRST_ID, SYMBOLS
-from .tokens import codes
+from .tokens import CodeEmbedding, codes
 
 LAB = VoiceConfig(
     t3_size=160, t3_mlp=416, t3_layers=14, text_vocab=FIRST_ID + len(SYMBOLS), speech_vocab=6563, encoder_size=96,
@@ -42,6 +42,22 @@ def parts(config: VoiceConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
             "flow": flow.prepare(tts.s3gen.flow),
             "vocoder": vocoder.prepare(tts.s3gen.mel2wav),
         }
+
+
+def resume(name: str, module: torch.nn.Module, tts: LabTTS) -> None:
+    """Gives a stage's module the weights of a finished voice. Raises ValueError where they do not fit."""
+    finished = {"t3": tts.t3, "flow": tts.s3gen.flow, "vocoder": tts.s3gen.mel2wav}[name].state_dict()
+    shared = {part: key for key, part in module.named_modules() if isinstance(part, CodeEmbedding)}
+    tables = {part: finished.pop(f"{key.removesuffix('.table')}.weight") for part, key in shared.items()}
+    try:
+        for part, table in tables.items():
+            part.fill(table)
+        missing = module.load_state_dict(finished, strict=False).missing_keys
+    except RuntimeError as error:
+        raise ValueError(f"{name}: the voice has other sizes than the recipe's ({error})") from error
+    missing = [key for key in missing if not key.startswith(tuple(shared.values()))]
+    if missing:
+        raise ValueError(f"{name}: the voice has no {', '.join(missing)}")
 
 
 def assemble(folder: Path, config: VoiceConfig, prompt: Utterance) -> LabTTS:
