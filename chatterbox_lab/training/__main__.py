@@ -22,9 +22,9 @@ from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 
 PLANS = {
-    "t3": Plan(steps=5000, batch=16, rate=2e-3, warmup=150),
-    "flow": Plan(steps=3400, batch=8, rate=1.5e-3),
-    "vocoder": Plan(steps=3200, batch=8, rate=1e-3, warmup=20, average=0.995),
+    "t3": Plan(steps=5200, batch=16, rate=2e-3, warmup=150),
+    "flow": Plan(steps=6000, batch=8, rate=1.5e-3),
+    "vocoder": Plan(steps=6000, batch=8, rate=1e-3, warmup=20, average=0.995),
 }
 HELD_BACK = 64  # utterances at the corpus's end that no stage learns from
 

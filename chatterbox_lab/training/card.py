@@ -50,7 +50,8 @@ model, PLCMOS and DNSMOS by speechmos on the first twenty of them.
 {quality}
 
 `teacher` is flite itself; `vocoder` its mel through HiFT; `tokens` its speech tokens through S3Gen, without T3;
-`stream` the whole voice. All rows are in `quality.csv`, the stages' losses in `training_*.csv`.
+`stream` the whole voice, `paragraph` that on {paragraph} sentences at once. All rows are in `quality.csv`, the stages'
+losses in `training_*.csv`.
 """
 
 
@@ -89,7 +90,7 @@ def write(voice: Path) -> None:
         millions=sum(path.stat().st_size for path in stored[:2]) / 2e6,
         megabytes=sum(path.stat().st_size for path in stored) / 1e6, layers=config["t3_layers"],
         width=config["t3_size"], held_out=len(evaluate.held_out()), seed=table["seed"].iloc[0],
-        training=", ".join(times), quality=evaluate.markdown(table),
+        training=", ".join(times), paragraph=evaluate.PARAGRAPH, quality=evaluate.markdown(table),
     )  # fmt: skip
     with written_whole(voice / "README.md") as part:
         part.write_text(text)

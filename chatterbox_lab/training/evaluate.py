@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +21,10 @@ from .corpus import Utterance, read_aloud, utterance
 from .text import pronunciations, words
 from .tokens import codes
 
-PATHS = ("teacher", "vocoder", "tokens", "stream")
-"""The teacher itself; its mel through the vocoder; its tokens through S3Gen, without T3; the whole voice, streamed."""
-
+PATHS = ("teacher", "vocoder", "tokens", "stream", "paragraph")
+"""The teacher itself; its mel through the vocoder; its tokens through S3Gen, without T3; the whole voice, streamed; and
+that on several sentences at once."""
+PARAGRAPH = 3  # sentences
 
 _SCORES = ("plcmos", "dnsmos")
 
@@ -33,15 +35,17 @@ def held_out(limit: int | None = None) -> list[str]:
 
 
 def measure(tts: LabTTS, path: Path, sentences: list[str], seed: int = 0, scored: int = 20) -> pd.DataFrame:
-    """Writes a row for each sentence and each of `PATHS`: what was understood, errors, scores, seconds of audio.
+    """Writes a row for each text and each of `PATHS`: what was understood, errors, scores, seconds of audio.
 
     Listeners' scores take as long as all the rest, and only the first ``scored`` sentences get them.
     """
+    paragraphs = [" ".join(sentences[i : i + PARAGRAPH]) for i in range(0, len(sentences), PARAGRAPH)]
     lexicon = pronunciations(sorted({word for text in sentences for word in words(text)}))
     rows = []
-    for number, text in enumerate(tqdm(sentences, desc="held out", unit="sentence")):
-        read = utterance(text, lexicon)
-        for name, speak in _paths(tts, text, read, seed):
+    for number, text in enumerate(tqdm([*sentences, *paragraphs], desc="held out", unit="text")):
+        single = number < len(sentences)
+        paths = [("paragraph", partial(streamed, tts, text, seed))]
+        for name, speak in _paths(tts, text, utterance(text, lexicon), seed) if single else paths:
             audio = speak()
             heard = transcribe(audio)
             row: dict[str, Any] = {"path": name, "text": text, "heard": heard, "seconds": audio.shape[-1] / tts.sr}
@@ -77,7 +81,7 @@ def read(path: Path) -> pd.DataFrame:
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """WER and mean scores of each path, in the order of `PATHS`."""
     by_path = table.groupby("path")
-    found = pd.DataFrame({"wer": by_path[["words", "errors"]].apply(word_error_rate), "sentences": by_path.size()})
+    found = pd.DataFrame({"wer": by_path[["words", "errors"]].apply(word_error_rate), "texts": by_path.size()})
     means = [name for name in _SCORES if name in table]
     return found.join(by_path[means].mean()).loc[[path for path in PATHS if path in found.index]]
 
