@@ -51,6 +51,15 @@ def word_errors(said: str, understood: str) -> dict[str, float]:
     return {"words": count, "errors": errors, "wer": errors / count}
 
 
+def repeats(said: str, understood: str) -> int:
+    """How often up to three words were understood twice in a row beyond what the text itself repeats."""
+    return max(0, _twice(_plain(understood).split()) - _twice(_plain(said).split()))
+
+
+def _twice(words: list[str]) -> int:
+    return sum(words[i : i + n] == words[i + n : i + 2 * n] for n in (1, 2, 3) for i in range(len(words) - 2 * n + 1))
+
+
 def word_error_rate(table: pd.DataFrame) -> float:
     """Errors per word said over all rows of `word_errors`: long sentences count for more than short ones."""
     return float(table.errors.sum() / table.words.sum())

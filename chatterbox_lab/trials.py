@@ -23,7 +23,7 @@ from tqdm import tqdm
 from .files import REPOSITORY
 from .models import load
 from .patching import attribute
-from .quality import joins, listeners, silent_end, transcribe, word_errors
+from .quality import joins, listeners, repeats, silent_end, transcribe, word_errors
 from .records import Record, machine_facts
 from .settings import ADAPTIVE, BASELINE, FAST, StreamSettings
 from .stream import encode_text, render, renderer_of, speech_tokens
@@ -37,6 +37,8 @@ PROVOKING = REPOSITORY / "data" / "provoking.txt"
 """Prompts that tempt a decoder to repeat itself, stop early or never stop."""
 MATTERS_WER, MATTERS_MOS = 0.02, 0.1
 """Changes below these, 2 points of word error rate and 0.1 of a mean opinion score, count as none."""
+FAULTS = ["early", "runs_on", "silent_end", "repeated"]
+"""What the guard may prevent: speech that stops early, runs on, ends in silence, or says words twice."""
 _LIMIT = 400  # speech tokens of an everyday sentence, by far
 _USUAL = 2  # speech tokens per text token, roughly; only a limit is made of it
 
@@ -207,7 +209,8 @@ def provoke(
     """A row for each prompt, without the guard and with it: how long it spoke, how it ended, what was understood.
 
     ``text_tokens`` counts the text, start and stop included; ``ended`` is False where the limit stopped the speech,
-    four times the usual length; ``tail`` is the silence at the end in seconds.
+    four times the usual length; ``tail`` is the silence at the end in seconds, ``repeats`` counts words understood
+    twice in a row.
     """
     rows = record.rows if record else []
     done = {(row["text"], bool(row["guard"])) for row in rows}
@@ -232,13 +235,15 @@ def _provoked(tts: ChatterboxTTS, text: str, seed: int) -> Iterator[dict[str, An
         key = tuple(codes.tolist())
         if key not in heard:
             audio = render(tts, codes, settings, seed=seed) if key else torch.zeros(1, 1)
-            heard[key] = {"tail": silent_end(audio)} | word_errors(text, transcribe(audio))
+            words = transcribe(audio)
+            found = {"tail": silent_end(audio), "heard": words, "repeats": repeats(text, words)}
+            heard[key] = found | word_errors(text, words)
         about = {"text": text, "guard": guard, "seed": seed, "text_tokens": length, "tokens": len(codes)}
         yield about | {"ended": len(codes) < limit} | heard[key]
 
 
 def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
-    """Of the rows of `provoke`, how many stopped early, ran on, ended in silence, and the WER, by ``guard``.
+    """Of the rows of `provoke`, how many failed in which of `FAULTS`, and the WER, by ``guard``.
 
     Args:
         table: what `provoke` made.
@@ -247,10 +252,11 @@ def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
     """
     pace = table["tokens"] / (usual * table["text_tokens"])
     found = table.assign(
-        early=pace < 0.5, runs_on=(pace > 2) | ~table["ended"].astype(bool), silent_end=table["tail"] > 1
-    )
+        early=pace < 0.5, runs_on=(pace > 2) | ~table["ended"].astype(bool), silent_end=table["tail"] > 1,
+        repeated=table["repeats"] > 0,
+    )  # fmt: skip
     by = found.groupby("guard")
-    counts = by[["early", "runs_on", "silent_end"]].sum().astype(int)
+    counts = by[FAULTS].sum().astype(int)
     return counts.assign(wer=by["errors"].sum() / by["words"].sum(), prompts=by.size())
 
 

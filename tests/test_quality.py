@@ -73,6 +73,21 @@ def test_word_errors_counts_words_and_nothing_else(understood: str, errors: int)
     assert found == {"words": 5, "errors": errors, "wer": errors / 5}
 
 
+@pytest.mark.parametrize(
+    ("said", "understood", "count"),
+    [
+        ("A short story.", "a short short story", 1),
+        ("A short story.", "a short story a short story", 1),
+        ("On our street.", "on our on our on our street", 2),
+        ("No, no, no.", "no no no", 0),
+        ("No, no, no.", "no no", 0),
+        ("Yes.", "", 0),
+    ],
+)
+def test_words_said_twice_in_a_row_are_counted(said: str, understood: str, count: int) -> None:
+    assert quality.repeats(said, understood) == count
+
+
 @pytest.mark.parametrize("said", ["", " ", "...?!"])
 def test_errors_of_nothing_said_are_refused(said: str) -> None:
     with pytest.raises(ValueError, match=r"said=.*at least one word"):

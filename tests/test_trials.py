@@ -123,13 +123,14 @@ def test_faults_are_counted_with_and_without_the_guard() -> None:
             "tokens": [4, 20, 60, 20],
             "ended": [True, True, False, True],
             "tail": [0.0, 2.0, 0.1, 0.0],
+            "repeats": [0, 0, 1, 0],
             "errors": [3, 0, 3, 0],
             "words": 3,
         }
     )
     found = trials.faults(rows, usual=2)
-    assert found.loc[False, ["early", "runs_on", "silent_end"]].tolist() == [1, 1, 1]
-    assert found.loc[True, ["early", "runs_on", "silent_end"]].tolist() == [0, 0, 0]
+    assert found.loc[False, trials.FAULTS].tolist() == [1, 1, 1, 1]
+    assert found.loc[True, trials.FAULTS].tolist() == [0, 0, 0, 0]
     assert found["wer"].tolist() == [6 / 9, 0]
 
 
