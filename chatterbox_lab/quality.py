@@ -52,7 +52,7 @@ def word_errors(said: str, understood: str) -> dict[str, float]:
 
 
 def repeats(said: str, understood: str) -> int:
-    """How often up to three words were understood twice in a row beyond what the text itself repeats."""
+    """At how many places up to three words were understood twice in a row, beyond those of the text itself."""
     return max(0, _twice(_plain(understood).split()) - _twice(_plain(said).split()))
 
 
