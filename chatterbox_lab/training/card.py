@@ -32,11 +32,12 @@ for experiments, not a product: one voice, one way of speaking.
 - **Vocabulary.** Open. Its tokenizer holds the pronunciation of {lexicon} common words, as flite says them; any other
   word is given to T3 in letters, which it reads less well. Digits and abbreviations are not spelled out: write them as
   words.
+- **Length.** It says one sentence at a time best. In several at once it says words twice (`paragraph` below).
 - **Speech tokens.** Phones, not the released voice's codes: a token names the phones of its two mel frames and one of
   three pitch levels, {codes} codes of the 6,561. So the voice cannot clone, and its tokens mean nothing to another
   S3Gen.
 - **Training.** {training}, on {machine},
-  one thread a stage. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at once
+  on one or two threads. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at once
   from the first step on, while the T3 that ships met them from step 1,500 on.{begun}
 - **Licence.** MIT, as the repository's. flite and its voices are free for any use (Carnegie Mellon University),
   WordNet's licence lets its text be used with its notice (WordNet 3.0, Copyright 2006 by Princeton University), and
@@ -84,7 +85,7 @@ def write(voice: Path) -> None:
     ]
     facts = json.loads((voice / "corpus.json").read_text())
     begun = ", ".join(f"{name} at step {step}" for name, step in facts.pop("begun").items() if step)
-    told = " It was finished once before, in float16, and went on from there (`--voice`): {}." if begun else ""
+    told = "\n  It was finished once before, in float16, and went on from there (`--voice`): {}." if begun else ""
     text = _TEXT.format(
         **facts, begun=told.format(begun), teacher=TEACHER, codes=f"{CODES:,}",
         millions=sum(path.stat().st_size for path in stored[:2]) / 2e6,

@@ -88,4 +88,6 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def markdown(table: pd.DataFrame) -> str:
     """The summary as a table for a card or README."""
-    return summary(table).rename_axis("").to_markdown(floatfmt=("", ".3f", ".0f", ".2f", ".2f"))
+    found = summary(table).rename_axis("")
+    shown = found.astype(object).where(found.notna(), None)
+    return shown.to_markdown(floatfmt=("", ".3f", ".0f", ".2f", ".2f"), missingval="")
