@@ -37,8 +37,8 @@ for experiments, not a product: one voice, one way of speaking.
   three pitch levels, {codes} codes of the 6,561. So the voice cannot clone, and its tokens mean nothing to another
   S3Gen.
 - **Training.** {training}, on {machine},
-  on one or two threads. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at once
-  from the first step on, while the T3 that ships met them from step 1,500 on.{begun}
+  on one or two threads. `python -m chatterbox_lab.training` makes one like it: there T3 is given several sentences at
+  once from the first step on, while the T3 that ships met them from step 1,500 on.{begun}
 - **Licence.** MIT, as the repository's. flite and its voices are free for any use (Carnegie Mellon University),
   WordNet's licence lets its text be used with its notice (WordNet 3.0, Copyright 2006 by Princeton University), and
   the choice of common words is `wordfreq`'s (CC BY-SA 4.0).
