@@ -496,5 +496,5 @@ def training_curves(logs: Mapping[str, pd.DataFrame]) -> Figure:
             ax.plot(log["seconds"] / 60, log[name], label=name.replace("_", " "), **style)
         ax.set(title=stage, xlabel="minutes of training", ylabel="loss")
         log_scale(ax.yaxis)
-        ax.legend(frameon=False, fontsize=7)
+        ax.legend(frameon=False, fontsize=7, ncols=2, loc="upper center", bbox_to_anchor=(0.5, -0.22))
     return figure

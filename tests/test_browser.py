@@ -199,13 +199,13 @@ def test_a_bad_value_is_named_beside_its_field_until_it_is_corrected(page: Page)
 
 
 def test_chunks_arrive_and_sound_while_the_kernel_generates(page: Page) -> None:
-    run(page, chunk_size=10, context_window=20, max_new_tokens=120)
+    run(page, chunk_size=10, context_window=20, max_new_tokens=90)
     data = wait_for(page, "d.state === 'streaming' && +d.chunks >= 3 && +d.played > 0")
     assert data["chunksWhileStreaming"] >= 3
     later = wait_for(page, f"+d.played > {data['played']}")
     assert later["played"] > data["played"]
     data = wait_for(page, "d.state === 'done'")
-    assert (data["chunks"], data["chunksWhileStreaming"]) == (12, 12)
+    assert (data["chunks"], data["chunksWhileStreaming"]) == (9, 9)
 
 
 def test_chunks_join_at_the_very_sample(page: Page) -> None:
