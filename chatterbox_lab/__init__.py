@@ -24,8 +24,8 @@ if find_spec("perth") is None:
     sys.modules["perth"] = ModuleType("perth", "Stands in for resemble-perth, which is not installed.")
     sys.modules["perth"].PerthImplicitWatermarker = None
 
-from .pacing import Costs  # noqa: E402
-from .settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings  # noqa: E402
+from .engine.schedule import Costs  # noqa: E402
+from .engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings  # noqa: E402
 
 __version__ = "0.1.0"
 __all__ = [
@@ -51,17 +51,17 @@ __all__ = [
 
 # Imported on first use: the stack below them takes seconds, and settings and --help need none of it.
 _LAZY = {
-    "StreamMetrics": "measure",
-    "tune_torch": "measure",
-    "load": "models",
-    "generate": "stream",
-    "generate_stream": "stream",
-    "patch": "stream",
-    "recommend": "advice",
-    "speech_tokens": "stream",
-    "warm_up": "stream",
-    "upstream_stream": "upstream",
-    "upstream_tokens": "upstream",
+    "StreamMetrics": "engine.clock",
+    "tune_torch": "engine.clock",
+    "load": "voices.load",
+    "generate": "engine.stream",
+    "generate_stream": "engine.stream",
+    "patch": "engine.stream",
+    "recommend": "study.costs",
+    "speech_tokens": "engine.stream",
+    "warm_up": "engine.stream",
+    "upstream_stream": "study.upstream",
+    "upstream_tokens": "study.upstream",
 }
 
 

@@ -7,8 +7,11 @@ from functools import partial
 
 import pandas as pd
 
-from chatterbox_lab import bench, ladder, prices, profiler
-from chatterbox_lab.records import REPOSITORY, load_results, recorded, written_whole
+from chatterbox_lab.study import layers as profiler
+from chatterbox_lab.study import s3gen_ladder as prices
+from chatterbox_lab.study import streams as bench
+from chatterbox_lab.study import t3_ladder as ladder
+from chatterbox_lab.study.records import REPOSITORY, load_results, recorded, written_whole
 from chatterbox_lab.training import evaluate
 
 README = REPOSITORY / "README.md"

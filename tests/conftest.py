@@ -6,7 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
-from chatterbox_lab import models
+from chatterbox_lab.voices import load as models
 
 settings.register_profile("lab", database=None, deadline=None, derandomize=True)  # the same examples everywhere
 settings.load_profile("lab")

@@ -17,7 +17,7 @@ import yaml
 from packaging.requirements import Requirement
 from packaging.utils import canonicalize_name
 
-from chatterbox_lab.records import REPOSITORY
+from chatterbox_lab.study.records import REPOSITORY
 
 sys.path.insert(0, str(REPOSITORY / "notebooks"))
 import readme
@@ -162,7 +162,7 @@ def test_every_python_example_of_the_readme_runs(
     tts: Any, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr("chatterbox_lab.models.load", lambda *_, **__: tts)
+    monkeypatch.setattr("chatterbox_lab.voices.load.load", lambda *_, **__: tts)
     scope: dict[str, Any] = {}
     examples = blocks("python")
     assert len(examples) >= 3

@@ -17,7 +17,7 @@ import tokenizers
 import torch
 
 from ..files import REPOSITORY, written_whole
-from ..models import load, save
+from ..voices.load import load, save
 from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 

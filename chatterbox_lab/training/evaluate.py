@@ -11,12 +11,12 @@ import pandas as pd
 import torch
 from tqdm import tqdm
 
+from ..engine.settings import BASELINE
+from ..engine.stream import generate_stream, render
 from ..files import written_whole
-from ..models import LabTTS
-from ..quality import listeners, transcribe, word_error_rate, word_errors
-from ..settings import BASELINE
-from ..stream import generate_stream, render
-from ..trials import HELD_OUT
+from ..study.hearing import listeners, transcribe, word_error_rate, word_errors
+from ..study.trials import HELD_OUT
+from ..voices.load import LabTTS
 from .corpus import Utterance, read_aloud, utterance
 from .text import pronunciations, words
 from .tokens import codes

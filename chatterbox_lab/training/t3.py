@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 
-from ..attention import FORK_HEADS, LATER_HEADS, watching_sdpa
+from ..engine.t3.attention import FORK_HEADS, LATER_HEADS, watching_sdpa
 from .corpus import Utterance
 from .loop import padded
 from .phones import FIRST_ID, SYMBOLS

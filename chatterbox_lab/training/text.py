@@ -19,8 +19,8 @@ from tokenizers import normalizers
 from tqdm import tqdm
 
 from ..files import written_whole
-from ..models import letter_tokenizer
-from ..trials import HELD_OUT
+from ..study.trials import HELD_OUT
+from ..voices.load import letter_tokenizer
 from .phones import FIRST_ID, SYMBOLS, spelled
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base; its licence lets texts be used with notice

@@ -8,8 +8,8 @@ from pathlib import Path
 import torch
 from chatterbox.tts import Conditionals
 
-from .. import models
-from ..models import LabTTS, VoiceConfig
+from ..voices import load as models
+from ..voices.load import LabTTS, VoiceConfig
 from . import flow, t3, vocoder
 from .corpus import Utterance
 from .phones import FIRST_ID, SYMBOLS

@@ -1,0 +1,191 @@
+"""T3's linear layers in the form that the device at hand reads fastest when a decode step brings two rows.
+
+A decode step multiplies every weight with two vectors, the CFG pair, so reading the weights is all its work. The usual
+call, ``F.linear``, is made for many rows and reaches a quarter of a CPU's memory bandwidth with two.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+from weakref import WeakKeyDictionary
+
+import torch
+import torch.nn.functional as F
+
+from ..patching import attribute
+from ..voices.load import FlowCodesHead
+
+Rows = Callable[[torch.Tensor], torch.Tensor]
+_FEW = 4
+"""Rows up to which a product is bound by reading the weights; more go to ``F.linear``."""
+_kept: WeakKeyDictionary[torch.nn.Module, tuple[tuple, dict[Any, Any]]] = WeakKeyDictionary()
+
+
+class Stacked:
+    """Linear layers without bias that take the same input, as one.
+
+    Args:
+        weights: (out, in) each, with the same ``in``; used where they are, so that many rows cost what they did.
+        kind: ``loaded`` keeps the weights' values, ``int8`` rounds them to 8 bits a value for few rows.
+    """
+
+    def __init__(self, weights: Sequence[torch.Tensor], kind: str = "loaded") -> None:
+        self.weights = list(weights)
+        self._few = _int8(weights) if kind == "int8" else _loaded(weights)
+
+    def __call__(self, states: torch.Tensor) -> torch.Tensor:
+        """States (B, T, in) times every weight: (B, T, sum of out), in the states' dtype."""
+        rows = states.flatten(0, 1)
+        found = self._few(rows) if len(rows) <= _FEW else _many(self.weights, rows)
+        return found.unflatten(0, states.shape[:2])
+
+
+def _many(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    found = [F.linear(rows, weight) for weight in weights]
+    return found[0] if len(found) == 1 else torch.cat(found, dim=1)
+
+
+@contextmanager
+def plain_products() -> Iterator[None]:
+    """Leaves all products to ``F.linear`` meanwhile, to see what is owed to the others."""
+    with attribute(sys.modules[__name__], "_FEW", 0):
+        yield
+
+
+def _loaded(weights: Sequence[torch.Tensor]) -> Rows:
+    """The product that this device and dtype does fastest with the weights' own values."""
+    like = weights[0]
+    if like.device.type == "cuda":  # one launch instead of several; the copy is read, the original is not
+        fused = torch.cat(list(weights)) if len(weights) > 1 else like
+        return lambda rows: F.linear(rows, fused)
+    if like.device.type == "cpu" and like.dtype == torch.float32:
+        return lambda rows: _columns(weights, rows)
+    if like.device.type == "cpu" and like.dtype == torch.bfloat16 and _onednn(like.dtype):
+        return _reordered(torch.cat(list(weights)))
+    return lambda rows: _many(weights, rows)
+
+
+def _columns(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
+    """``W x`` for the transposed rows: the same products, but MKL then reads W in the order it is stored in."""
+    found = rows.new_empty(sum(len(weight) for weight in weights), len(rows))
+    start = 0
+    for weight in weights:
+        torch.mm(weight, rows.t(), out=found[start : (start := start + len(weight))])
+    return found.t().contiguous()
+
+
+def _reordered(weight: torch.Tensor) -> Rows:
+    """oneDNN's own layout for few rows, as ``torch.compile`` gives frozen weights; a copy of the weights.
+
+    Two rows are given twice: oneDNN's kernel for four reads the weights faster, and every row's result is the same.
+    """
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _FEW)
+
+    def product(rows: torch.Tensor) -> torch.Tensor:
+        given = rows.repeat(_FEW // len(rows), 1) if _FEW % len(rows) == 0 else rows
+        return torch.ops.mkldnn._linear_pointwise(given, packed, None, "none", [], "")[: len(rows)]
+
+    return product
+
+
+def _int8(weights: Sequence[torch.Tensor]) -> Rows:
+    """PyTorch's dynamic quantisation: int8 weights scaled by output channel, inputs to 8 bits scaled anew each time."""
+    weight = torch.cat([weight.float() for weight in weights])
+    scale = weight.abs().amax(1).clamp_min(1e-12) / 127
+    zero = torch.zeros(len(scale), dtype=torch.long)
+    rounded = (weight / scale[:, None]).round_().to(torch.int8)
+    packed = torch.ops.quantized.linear_prepack(
+        torch._make_per_channel_quantized_tensor(rounded, scale.double(), zero, 0), None
+    )
+    # reduce_range keeps 8-bit products within the 16-bit sums of processors without VNNI
+    return lambda rows: torch.ops.quantized.linear_dynamic(rows.float(), packed, True).to(rows.dtype)
+
+
+def affine(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, gelu: bool = False) -> Rows:
+    """``x W^T + b`` of many rows for states (..., in) of any dtype, which are taken, and come back, as ``dtype``.
+
+    Args:
+        weight: (out, in).
+        bias: (out,), or None.
+        dtype: what the product is made in.
+        gelu: whether GELU (the exact one) follows.
+    """
+    weight, bias = weight.detach().to(dtype), None if bias is None else bias.detach().to(dtype)
+    if weight.device.type == "cpu" and _onednn(dtype):  # sums, bias and GELU in one pass, and faster than MKL's on AMD
+        packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
+        after = ("gelu", [], "none") if gelu else ("none", [], "")
+        return lambda states: torch.ops.mkldnn._linear_pointwise(states.to(dtype), packed, bias, *after)
+    if gelu:
+        return lambda states: F.gelu(F.linear(states.to(dtype), weight, bias))
+    return lambda states: F.linear(states.to(dtype), weight, bias)
+
+
+def _onednn(dtype: torch.dtype) -> bool:
+    """Whether PyTorch's oneDNN multiplies this dtype here."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+
+
+def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
+    """The speech head's product for hidden states (B, T, C), made as `Stacked` and kept with the head."""
+    if type(head) not in (torch.nn.Linear, FlowCodesHead) or head.bias is not None:
+        return head
+    product = kept(head, kind, lambda: Stacked([head.weight], kind))
+    if isinstance(head, FlowCodesHead):
+        return lambda hidden: head.reachable(product(hidden))
+    return product
+
+
+def kept(module: torch.nn.Module, key: Any, make: Callable[[], Any]) -> Any:
+    """What ``make`` returns, kept with the module until that is gone or its weights are others.
+
+    Weights that are changed in place behind PyTorch's back, through ``.data``, go unnoticed.
+    """
+    state = tuple(
+        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
+        for weight in module.parameters()
+    )
+    before, found = _kept.get(module, (None, {}))
+    if before != state:
+        found = {}
+        _kept[module] = state, found
+    if key not in found:
+        found[key] = make()
+    return found[key]
+
+
+def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
+    """The four products of every layer: query, key and value; attention's output; gate and up; down.
+
+    Made on the first call and kept with the model (see `kept`).
+
+    Args:
+        tfmr: T3's ``LlamaModel``.
+        kind: see `Stacked`.
+
+    Raises:
+        ValueError: layers that are not plain linear ones any more, such as an adapter's.
+    """
+
+    def make() -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
+        found = []
+        for layer in tfmr.layers:
+            attention, mlp = layer.self_attn, layer.mlp
+            together = (
+                (attention.q_proj, attention.k_proj, attention.v_proj),
+                (attention.o_proj,),
+                (mlp.gate_proj, mlp.up_proj),
+                (mlp.down_proj,),
+            )
+            for part in (part for parts in together for part in parts):
+                if type(part) is not torch.nn.Linear or part.bias is not None:
+                    raise ValueError(f"T3 has a {type(part).__name__} where a plain Linear was: use backend='hf'")
+            found.append(tuple(Stacked([part.weight for part in parts], kind) for parts in together))
+        return found
+
+    with torch.inference_mode():
+        return kept(tfmr, kind, make)

@@ -1,0 +1,164 @@
+"""Speech tokens to mel: S3Gen's encoder and flow-matching decoder, a window at a time or each frame once."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+from weakref import finalize
+
+import torch
+import torch.nn.functional as F
+
+from ..linears import kept
+from ..settings import StreamSettings
+from .encoder import Encoder
+from .unet import Past, UNet
+
+FRAMES_PER_TOKEN = 2
+"""CausalMaskedDiffWithXvec.token_mel_ratio: 50 mel frames for 25 tokens a second."""
+
+
+@dataclass(frozen=True)
+class FlowPlan:
+    """How mel is made; the defaults are upstream's. Fields are as in `StreamSettings`, without their ``flow_``."""
+
+    mode: str = "window"
+    dtype: str = "float32"
+    steps: int = 10
+    guided_steps: int = 10
+    prompt_tokens: int = 250
+
+    @classmethod
+    def of(cls, settings: StreamSettings) -> FlowPlan:
+        """What the settings ask for."""
+        return cls(
+            settings.flow, settings.flow_dtype, settings.flow_steps, settings.guided_steps, settings.prompt_tokens
+        )
+
+
+UPSTREAM = FlowPlan()
+_KEPT = 2
+
+
+class Flow:
+    """Speech tokens to mel with one voice prompt.
+
+    Args:
+        s3gen: upstream's S3Gen; what is made of its weights (see `affine`) is kept with them.
+        ref: the voice: ``prompt_token`` (1, P), ``prompt_feat`` (1, F, 80) and ``embedding`` (1, 192).
+        plan: how.
+        room: for ``cached``, tokens that can be remembered besides the voice prompt: the context and the largest chunk.
+    """
+
+    def __init__(self, s3gen: torch.nn.Module, ref: dict[str, Any], plan: FlowPlan = UPSTREAM, room: int = 0) -> None:
+        self.flow, self.plan, self.room = s3gen.flow, plan, FRAMES_PER_TOKEN * room
+        device, dtype = s3gen.device, getattr(torch, plan.dtype)
+        tokens = ref["prompt_token"].shape[1]
+        kept_tokens = min(plan.prompt_tokens, tokens)
+        self.prompt_token = ref["prompt_token"].to(device)[:, tokens - kept_tokens :]
+        mel = ref["prompt_feat"].to(device).mT
+        self.prompt_mel = mel[:, :, max(0, mel.shape[2] - kept_tokens * FRAMES_PER_TOKEN) :]  # (1, 80, F)
+        self.speaker = self.flow.spk_embed_affine_layer(F.normalize(ref["embedding"].to(device), dim=1))
+        self.encoder: Encoder = kept(self.flow, ("encoder", dtype), lambda: Encoder(self.flow, dtype))
+        self.unet: UNet = kept(self.flow, ("unet", dtype), lambda: UNet(self.flow.decoder.estimator, dtype))
+        self.span, moments = euler_times(plan.steps, self.flow.decoder.t_scheduler, device)
+        self.times = self.unet.times(moments)
+        self.pasts = self._pasts() if plan.mode == "cached" else None
+
+    def mel(self, tokens: torch.Tensor, start: int, made: torch.Tensor | None = None) -> torch.Tensor:
+        """Mel (1, 80, 2 n), float32, of a window of n tokens whose first has the absolute position ``start``.
+
+        Args:
+            tokens: int64 (n,); the last of what was said, then what is new.
+            start: position of the first token.
+            made: the mel of the tokens that are not new, (1, 80, 2 m); ``window`` makes it again.
+        """
+        hidden, prompt = self.encoder(torch.cat([self.prompt_token, tokens[None]], dim=1)), self.prompt_mel.shape[2]
+        known = 0 if made is None or self.plan.mode == "window" else made.shape[2]
+        noise = self._noise(prompt, hidden.shape[1] - prompt, start).to(hidden)
+        condition = torch.zeros_like(noise)
+        condition[:, :, :prompt] = self.prompt_mel
+        if self.plan.mode == "cached":
+            skipped = prompt + known
+            mel = self._solved(hidden[:, skipped:], condition[:, :, skipped:], noise[:, :, skipped:], self.pasts)
+            return mel if made is None else torch.cat([made, mel], dim=2)
+        if known:  # as if the voice prompt went on to where the new tokens begin
+            condition[:, :, prompt : prompt + known] = made
+        mel = self._solved(hidden, condition, noise)[:, :, prompt:]
+        return torch.cat([made, mel[:, :, known:]], dim=2) if known else mel
+
+    def _solved(
+        self, hidden: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, pasts: list[Past] | None = None
+    ) -> torch.Tensor:
+        """Euler's method from noise (1, 80, T) to mel (1, 80, T), as upstream's ``solve_euler``."""
+        state, rate = noise.mT, self.flow.decoder.inference_cfg_rate
+        frames = torch.zeros(
+            2, state.shape[1], 4 * state.shape[2], device=state.device
+        )  # CFG's second row knows only x
+        speaker = self.speaker[:, None].expand_as(state)
+        frames[:1] = torch.cat([state, hidden, speaker, condition.mT], dim=2)
+        for step, length in enumerate(self.span):
+            rows = 2 if step < self.plan.guided_steps else 1
+            frames[:rows, :, : state.shape[2]] = state
+            velocity = self.unet(frames[:rows], self.times[step], pasts[step] if pasts else None)
+            guided = velocity[:1] if rows == 1 else (1 + rate) * velocity[:1] - rate * velocity[1:]
+            state = state + length * guided
+        return state.mT
+
+    def _noise(self, prompt: int, frames: int, start: int) -> torch.Tensor:
+        """The prompt's noise, then that of the absolute frames of the window; upstream's own for ``start`` 0."""
+        noise = self.flow.decoder.rand_noise
+        first = prompt + start * FRAMES_PER_TOKEN
+        index = torch.cat([torch.arange(prompt), torch.arange(first, first + frames)]) % noise.shape[2]
+        return noise[:, :, index.to(noise.device)]
+
+    def _pasts(self) -> list[Past]:
+        """A past for every Euler step that knows the voice prompt; given back when this object is gone.
+
+        The last two that differ are kept with the model, so that a voice is read once and not once a stream.
+        """
+        pool: list[tuple[Any, tuple[torch.Tensor, ...], list[Past]]] = kept(self.flow, "pasts", list)
+        voice = self.prompt_token, self.prompt_mel, self.speaker
+        key = self.plan, self.room
+        for number, (known, spoken, _) in enumerate(pool):
+            if known == key and all(map(torch.equal, spoken, voice)):
+                pasts = pool.pop(number)[2]
+                break
+        else:
+            del pool[_KEPT - 1 :]  # first, for the memory
+            pasts = self._read_prompt()
+        for past in pasts:
+            past.rewind()
+        finalize(self, _given_back, pool, (key, voice, pasts)).atexit = False
+        return pasts
+
+    def _read_prompt(self) -> list[Past]:
+        prompt = self.prompt_mel.shape[2]
+        rows = [2 if step < self.plan.guided_steps else 1 for step in range(self.plan.steps)]
+        pasts = [self.unet.past(count, prompt + self.room) for count in rows]
+        if prompt:
+            noise = self._noise(prompt, 0, 0).to(self.prompt_mel)
+            self._solved(self.encoder(self.prompt_token), self.prompt_mel, noise, pasts)
+        for past in pasts:
+            past.end_of_prompt()
+        return pasts
+
+
+def _given_back(pool: list[Any], entry: Any) -> None:
+    pool[:] = [entry, *pool][:_KEPT]
+
+
+def euler_times(steps: int, scheduler: str, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:
+    """Length () and start (steps,) of every Euler step, added up in upstream's order (``solve_euler``)."""
+    span = torch.linspace(0, 1, steps + 1, device=device)
+    if scheduler == "cosine":
+        span = 1 - torch.cos(span * 0.5 * torch.pi)
+    time, length = span[0], span[1] - span[0]
+    moments, lengths = [], []
+    for step in range(1, steps + 1):
+        moments.append(time)
+        lengths.append(length)
+        time = time + length
+        if step < steps:
+            length = span[step + 1] - time
+    return lengths, torch.stack(moments)

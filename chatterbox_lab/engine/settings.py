@@ -1,0 +1,190 @@
+"""What a stream is asked to do: one validated, frozen record, and the presets the report names."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, fields, replace
+from itertools import repeat
+from operator import index
+from typing import Any
+
+from .schedule import TOKEN_SECONDS, UNMEASURED, Costs, growing
+
+ANALYZERS = ("stock", "layer", "off", "probe")
+BACKENDS = ("hf", "static", "compile", "graph")
+WEIGHTS = ("loaded", "int8")
+SCHEDULES = ("fixed", "grow")
+FLOWS = ("window", "continue", "cached")
+FLOW_DTYPES = ("float32", "bfloat16")
+READ_BESIDE = ("off", "probe")
+"""The analyzer modes that need no attention maps, and so work with every backend."""
+
+_CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "weights": WEIGHTS, "schedule": SCHEDULES}
+_CHOICES |= {"flow": FLOWS, "flow_dtype": FLOW_DTYPES}
+_COUNTS = {"chunk_size": 1, "context_window": 0, "max_chunk_size": 1}
+_COUNTS |= {"flow_steps": 1, "guided_steps": 0, "prompt_tokens": 0}
+_AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
+_MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
+_COLDEST = 1e-3  # below it logits over temperature leave the range of float16
+_FLAGS = ("guard", "overlap", "ignore_eos")
+
+
+@dataclass(frozen=True)
+class StreamSettings:
+    """How text becomes a stream of audio chunks. Values are checked when the record is made.
+
+    Args:
+        chunk_size: new speech tokens per chunk (25 tokens are one second of audio), at least 1.
+        context_window: tokens before the chunk that S3Gen synthesises again with it, at least 0. The tokens that
+            the cross-fade needs are always included.
+        temperature: of the sampling: 0 takes the most likely token (after repetition penalty), else 0.001 to 100.
+        cfg_weight: classifier-free guidance, ``cond + weight * (cond - uncond)``, 0 to 100.
+        exaggeration: Chatterbox's emotion control, 0 to 100; 0.5 is neutral.
+        fade_duration: seconds of the cross-fade between chunks, 0 to 100; at most half a chunk is used.
+        analyzer: how T3's alignment is read. ``"stock"``: as released, every layer returns its attention map.
+            ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
+            ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
+        guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
+        backend: what runs T3. ``"hf"``: the transformers model, with a cache that grows. ``"static"``: the same weights
+            by plain operations, with a cache that is there from the start. ``"compile"``: these compiled by PyTorch,
+            which takes half a minute once. ``"graph"``: these captured as CUDA graphs. All but the first take the
+            analyzers ``"off"`` and ``"probe"``.
+        weights: of T3's decode steps: ``"loaded"`` as the model has them, ``"int8"`` rounded to 8 bits (backend
+            ``"static"`` on a CPU; kept beside the model's own, with which the prefill goes on; other tokens).
+        schedule: how chunk sizes follow one another. ``"fixed"`` repeats ``chunk_size``. ``"grow"`` begins with it, and
+            makes each next chunk as large as the listener's buffer allows, by ``costs`` and not by the clock, so that
+            a stream can be repeated.
+        max_chunk_size: the most tokens of a chunk that has grown, at least ``chunk_size``.
+        costs: what the machine takes for a token and a chunk, for ``"grow"``; `recommend` measures it.
+        flow: what S3Gen's flow does about the past. ``"window"``: makes the mel of the context again with the chunk, as
+            upstream. ``"continue"``: the same window, but the context's mel is the one already made, given as a
+            condition like the voice prompt's. ``"cached"``: each frame is computed once; the past, which does not see
+            what follows, is remembered as keys and values (other sound).
+        flow_dtype: of the flow's products, ``"float32"`` or ``"bfloat16"`` (other rounding).
+        flow_steps: Euler steps from noise to mel, at least 1; upstream takes 10 (fewer: other sound).
+        guided_steps: of these, how many from the first on are guided (CFG, twice the work); at least 0.
+        prompt_tokens: the most tokens of the voice prompt that the flow is given, its last ones; at least 0. The
+            released voice has 250, ten seconds, which are part of every window.
+        overlap: lets T3 decode the next chunk while S3Gen renders this one and the watermark runs on the one before,
+            each in its thread; the same result. For a GPU, or a CPU of many cores, whose threads the stages
+            share (other rounding, as with any other number of threads).
+        ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
+            guard then looks on without acting.
+
+    Raises:
+        ValueError: names the field, its value and what is allowed.
+    """
+
+    chunk_size: int = 50
+    context_window: int = 100
+    temperature: float = 0.8
+    cfg_weight: float = 0.5
+    exaggeration: float = 0.5
+    fade_duration: float = 0.02
+    analyzer: str = "off"
+    guard: bool = False
+    backend: str = "hf"
+    weights: str = "loaded"
+    schedule: str = "fixed"
+    max_chunk_size: int = 250
+    costs: Costs = UNMEASURED
+    flow: str = "window"
+    flow_dtype: str = "float32"
+    flow_steps: int = 10
+    guided_steps: int = 10
+    prompt_tokens: int = 250
+    overlap: bool = False
+    ignore_eos: bool = False
+
+    def __post_init__(self) -> None:
+        for name, least in _COUNTS.items():
+            object.__setattr__(self, name, whole_number(name, getattr(self, name), least))
+        for name in _AMOUNTS:
+            object.__setattr__(self, name, _amount(name, getattr(self, name)))
+        if 0 < self.temperature < _COLDEST:
+            raise ValueError(f"temperature={self.temperature!r}: must be 0 (greedy) or at least {_COLDEST}")
+        for name, allowed in _CHOICES.items():
+            if getattr(self, name) not in allowed:
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(repr, allowed))}")
+        for name in _FLAGS:
+            if not isinstance(getattr(self, name), bool):
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        if self.backend != "hf" and self.analyzer not in READ_BESIDE:
+            raise ValueError(
+                f"analyzer={self.analyzer!r} with backend={self.backend!r}: only 'hf' returns attention maps, "
+                f"choose one of {', '.join(map(repr, READ_BESIDE))}"
+            )
+        if self.weights != "loaded" and self.backend != "static":
+            raise ValueError(f"weights={self.weights!r} with backend={self.backend!r}: only 'static' has other weights")
+        if not isinstance(self.costs, Costs):
+            raise ValueError(f"costs={self.costs!r}: must be a Costs, such as advice.calibrate measures")
+        if self.schedule == "grow" and self.max_chunk_size < self.chunk_size:
+            raise ValueError(f"max_chunk_size={self.max_chunk_size!r}: must be at least chunk_size={self.chunk_size}")
+        if self.guard and self.analyzer == "off":
+            raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
+
+    @property
+    def fade(self) -> float:
+        """Seconds of the cross-fade that are used: at most half a chunk."""
+        return min(self.fade_duration, self.chunk_size * TOKEN_SECONDS / 2)
+
+    @property
+    def context(self) -> int:
+        """Tokens of context that a chunk gets once as many were said: at least those of the cross-fade."""
+        return max(self.context_window, math.ceil(self.fade / TOKEN_SECONDS))
+
+    @property
+    def largest_chunk(self) -> int:
+        """The most new tokens that a chunk may have."""
+        return self.chunk_size if self.schedule == "fixed" else self.max_chunk_size
+
+    def chunk_sizes(self) -> Iterator[int]:
+        """New tokens of each chunk in turn, without end; the last chunk of an utterance has what is left."""
+        if self.schedule == "fixed":
+            return repeat(self.chunk_size)
+        return growing(self.costs, self.chunk_size, self.max_chunk_size, self.context, self.fade)
+
+    def replace(self, **overrides: Any) -> StreamSettings:
+        """A copy with some fields changed and checked again. Raises ValueError for a name that is no field."""
+        names = [field.name for field in fields(self)]
+        for name in overrides:
+            if name not in names:
+                raise ValueError(f"{name}={overrides[name]!r}: no such setting; there are {', '.join(names)}")
+        return replace(self, **overrides)
+
+
+def whole_number(name: str, value: Any, least: int, most: int | None = None) -> int:
+    """``value`` as an int within [least, most]. Raises ValueError naming the argument otherwise."""
+    allowed = f"a whole number, at least {least}" + (f" and at most {most}" if most is not None else "")
+    try:
+        number = index(value)
+    except TypeError:
+        number = None
+    if number is None or isinstance(value, bool) or number < least or (most is not None and number > most):
+        raise ValueError(f"{name}={value!r}: must be {allowed}")
+    return number
+
+
+def _amount(name: str, value: Any) -> float:
+    try:
+        number = float(value)
+    except (TypeError, ValueError):
+        number = math.nan
+    if isinstance(value, (bool, str)) or not 0 <= number <= _MOST:  # nan is outside, too
+        raise ValueError(f"{name}={value!r}: must be a number from 0 to {_MOST:g}")
+    return number
+
+
+BASELINE = StreamSettings(chunk_size=25, context_window=50)
+"""Upstream's defaults: where the report starts."""
+BALANCED = StreamSettings(chunk_size=50, context_window=100)
+"""The report's recommendation."""
+BEST_RTF = StreamSettings(chunk_size=75, context_window=150)
+"""The report's setting for the lowest RTF."""
+ADAPTIVE = StreamSettings(chunk_size=25, context_window=50, schedule="grow")
+"""An early first chunk, and then ever larger ones; `advice.recommend` fits it to a machine."""
+FAST = StreamSettings(
+    chunk_size=50, context_window=50, flow="cached", flow_dtype="bfloat16", flow_steps=5, prompt_tokens=75
+)
+"""S3Gen at its cheapest, and with another sound: each frame once, half the Euler steps, three seconds of the voice."""

@@ -1,0 +1,203 @@
+"""The decode step of `StaticT3` as CUDA graphs: captured once, replayed for every later token, text and seed.
+
+Launching a step's operations one by one takes a host longer than a fast GPU needs to run them. A graph is launched
+as one; all that differs between two steps (token, position, what was said, guidance, temperature, the random
+numbers) is data in buffers that stay where they are.
+"""
+
+from __future__ import annotations
+
+import logging
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+
+import torch
+from chatterbox.models.t3 import T3
+
+from ..clock import synchronize
+from ..linears import head_linear, kept
+from .attention import Heads
+from .sampling import Sampling, sample
+from .static import StaticT3, token_embedding
+
+logger = logging.getLogger("chatterbox_lab")
+Work = Callable[[], None]
+_SHORTEST = 256
+"""Positions of the smallest window; each next is twice as long, and has a graph of its own."""
+_GRAIN = 512
+
+
+class GraphT3:
+    """T3 with buffers for everything that a decode step reads and writes; takes the place of `decode.EagerT3`.
+
+    Args:
+        t3: upstream's token-to-token model; only its parts are kept.
+        mode: ``off`` or ``probe``.
+        heads: where the alignment is read.
+        capacity: positions that fit, prefill included.
+        record: turns work that may be run again and again into what runs it; a CUDA graph, unless in a test.
+    """
+
+    def __init__(
+        self, t3: T3, mode: str, heads: Heads, capacity: int, record: Callable[..., Work] | None = None
+    ) -> None:
+        self.attend = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads)
+        self.attend.cache.zero_()  # what a mask hides must not be nan
+        self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
+        self.start, self.capacity, self.record = t3.hp.start_speech_token, capacity, record or captured
+        device, width = t3.device, t3.hp.speech_tokens_dict_size
+        whole = {"dtype": torch.long, "device": device}
+        self.token, self.position = torch.zeros((1, 1), **whole), torch.zeros(1, **whole)
+        self.spoken = torch.zeros(1, **whole)
+        """Index of the next speech position."""
+        self.seen = torch.zeros((1, width), dtype=torch.bool, device=device)
+        self.logits = torch.zeros((2, width), device=device)
+        self.row = torch.zeros((1, capacity), device=device)
+        self.numbers = torch.ones(2, device=device)
+        """CFG weight and temperature."""
+        self.generator = torch.Generator(device)
+        self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
+        self.graphs: dict[tuple, Work] = {}
+        self.text, self.rows, self.key = (0, 0), None, ()
+
+    def begin(self, text: tuple[int, int], how: Sampling, generator: torch.Generator | None, needed: int) -> GraphT3:
+        """Ready for another call: what was said is forgotten, and what ``needed`` positions may replay is captured.
+
+        The random numbers go on from the generator's state, None is PyTorch's default generator of the device; `end`
+        brings it up to date.
+        """
+        self.text, self.attend.text, self.attend.length = text, text, 0
+        self.spoken.zero_()
+        self.seen.zero_()
+        self.seen[:, self.start] = True
+        self.numbers.copy_(torch.tensor([how.cfg_weight, how.temperature]))
+        self.key = ("sampling", how.greedy, how.never)
+        if self.key not in self.graphs:  # before the seed: capturing draws random numbers
+            self._capture(self.key, lambda: self._pick(how))
+        for window in self._windows(needed):
+            if ("step", window) not in self.graphs:
+                self._capture(("step", window), partial(self._forward, window))
+        self.generator.set_state(self._source(generator).get_state())
+        return self
+
+    def end(self, generator: torch.Generator | None) -> None:
+        """Brings the generator that `begin` was given to where the call has left it."""
+        self._source(generator).set_state(self.generator.get_state())
+
+    def _source(self, generator: torch.Generator | None) -> torch.Generator:
+        if generator is not None:
+            return generator
+        cuda = self.token.device.type == "cuda"
+        return torch.cuda.default_generators[self.token.device.index] if cuda else torch.default_generator
+
+    def _windows(self, needed: int) -> list[int]:
+        windows = [_SHORTEST]
+        while windows[-1] < needed:
+            windows.append(2 * windows[-1])
+        return [min(window, self.capacity) for window in windows]
+
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first are the voice's."""
+        hidden = self.attend.prefill(embeds, voice)
+        self.rows = self.attend.rows
+        self.position.fill_(self.attend.length)
+        self.logits.copy_(self.head(hidden[:, -1:])[:, -1])
+        return self.logits
+
+    def step(self, position: int) -> torch.Tensor:
+        """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
+        self.attend.length += 1
+        self.graphs["step", self._windows(self.attend.length)[-1]]()
+        self.rows = self.row[:, slice(*self.text)] if self.attend.heads else None
+        return self.logits
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """One token (1, 1), sampled from the logits that came last or from what the guard has made of them."""
+        if logits is not self.logits:
+            self.logits.copy_(logits)
+        self.graphs[self.key]()
+        return self.token.clone()
+
+    def say(self, token: torch.Tensor) -> None:
+        """Goes on after this token (1, 1) instead of the one picked last."""
+        self.token.copy_(token)
+
+    def _forward(self, window: int) -> None:
+        mask = (torch.arange(window, device=self.position.device) <= self.position)[None, None, None]
+        hidden = token_embedding(*self.embeddings, self.token, self.spoken + 1)
+        hidden, rows = self.attend.run(hidden, self.position, window, (0, window), mask)
+        self.logits.copy_(self.head(hidden)[:, -1])
+        if rows is not None:
+            self.row[:, :window].copy_(rows)
+        self.position.add_(1)
+        self.spoken.add_(1)
+
+    def _pick(self, how: Sampling) -> None:
+        how = Sampling(self.numbers[0], self.numbers[1], how.greedy, how.never)
+        self.token.copy_(sample(self.logits, self.seen, how, self.generator))
+        self.seen.scatter_(1, self.token, True)
+
+    def _capture(self, key: tuple, work: Work) -> None:
+        """Records the work; the buffers are as before afterwards."""
+        state = (self.token, self.position, self.spoken, self.seen, self.logits, self.row)
+        before = [buffer.clone() for buffer in state]
+
+        def restore() -> None:
+            for buffer, value in zip(state, before, strict=True):
+                buffer.copy_(value)
+
+        device, start, held = self.token.device, time.perf_counter(), _reserved(self.token.device)
+        self.graphs[key] = self.record(work, restore, self.generator, self.stream)
+        synchronize(device)
+        seconds, held = time.perf_counter() - start, _reserved(device) - held
+        logger.info("backend='graph': %s captured in %.2f s, %.0f MB", key, seconds, held / 1e6)
+
+
+def _reserved(device: torch.device) -> int:
+    if device.type != "cuda":
+        return 0
+    torch.cuda.empty_cache()
+    return torch.cuda.memory_reserved(device)
+
+
+def captured(work: Work, restore: Work, generator: torch.Generator, stream: torch.cuda.Stream) -> Work:
+    """The work as a CUDA graph, warmed up before (`torch.cuda.graph` asks for that) with its effects undone.
+
+    Warm-ups and captures of one model share a stream, to which cuBLAS ties its workspace. Generators are registered
+    outside of inference mode, else PyTorch's default one would be of no use to captures outside of it.
+    """
+    with torch.cuda.device(generator.device):
+        stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(stream):
+            for _ in range(2):
+                work()
+                restore()
+        torch.cuda.current_stream().wait_stream(stream)
+        graph = torch.cuda.CUDAGraph()
+        with torch.inference_mode(False):
+            graph.register_generator_state(torch.cuda.default_generators[torch.cuda.current_device()])
+            graph.register_generator_state(generator)
+        with torch.cuda.graph(graph, stream=stream, capture_error_mode="thread_local"):
+            work()
+    return graph.replay
+
+
+@contextmanager
+def borrowed_graph(
+    t3: T3, mode: str, heads: Heads, needed: int, record: Callable[..., Work] | None = None
+) -> Iterator[GraphT3]:
+    """A `GraphT3` for ``needed`` positions that no other call is using; the next call gets it back, graphs and all."""
+    free: list[GraphT3] = kept(t3, ("graph", mode, tuple(heads)), list)
+    fitting = [graph for graph in free if graph.capacity >= needed]
+    if fitting:
+        graph = fitting[0]
+        free.remove(graph)
+    else:
+        free.clear()  # too short for what is asked now: their memory goes to the longer one
+        graph = GraphT3(t3, mode, heads, -(-needed // _GRAIN) * _GRAIN, record)
+    try:
+        yield graph
+    finally:
+        free.append(graph)

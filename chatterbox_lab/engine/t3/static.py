@@ -1,0 +1,199 @@
+"""T3's transformer by plain PyTorch operations over the loaded weights, with a KV cache that never moves.
+
+The released loop lets transformers grow the cache by concatenation, which copies all of it for every token, and asks
+for masks and rotary tables anew in every step. Here both are there before the first token.
+"""
+
+from __future__ import annotations
+
+from contextlib import nullcontext
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.nn.attention.bias import causal_lower_right
+
+from ..linears import kept, layer_linears
+from ..settings import READ_BESIDE
+from .attention import FORK_HEADS, Heads, alignment_rows, averaged_rows, check_heads
+
+_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
+"""On a GPU without cuDNN's attention, which plans anew for every length."""
+
+
+class StaticT3:
+    """T3's ``LlamaModel`` with a cache of fixed size; takes the place of `Attention` in decoding.
+
+    Args:
+        tfmr: T3's ``LlamaModel``; its weights are used where they are, or in a copy that is made once (`linears`).
+        mode: ``off``, or ``probe`` to read the alignment beside attention.
+        text: the half-open range of the text tokens' positions in the sequence.
+        capacity: positions that fit, prefill included.
+        heads: (layer, head) pairs whose rows are averaged; head None is the mean of a layer's heads.
+        weights: of the decode steps (see `StreamSettings`).
+
+    Raises:
+        ValueError: a mode that needs attention maps, or a layer or head that the model does not have.
+    """
+
+    def __init__(
+        self,
+        tfmr: torch.nn.Module,
+        mode: str,
+        text: tuple[int, int],
+        capacity: int,
+        heads: Heads = FORK_HEADS,
+        weights: str = "loaded",
+    ) -> None:
+        if mode not in READ_BESIDE:
+            raise ValueError(
+                f"mode={mode!r}: there are no attention maps here; must be one of {', '.join(READ_BESIDE)}"
+            )
+        self.tfmr, self.text, self.heads = tfmr, text, heads if mode == "probe" else ()
+        check_heads(tfmr, self.heads)
+        config, like = tfmr.config, tfmr.norm.weight
+        self.head_count, self.head_width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
+        shape = (len(tfmr.layers), 2, 2, self.head_count, capacity, self.head_width)
+        # A CPU reads float32 in less time than its kernels need for half as many bytes of bfloat16.
+        dtype = torch.float32 if like.device.type == "cpu" else like.dtype
+        self.cache = torch.empty(shape, dtype=dtype, device=like.device)
+        """Keys and values: (layers, 2, CFG rows, heads, capacity, head width)."""
+        self.tables = rotary_tables(tfmr.rotary_emb, capacity, self.cache)
+        self.weights, self.linears = weights, layer_linears(tfmr, weights)
+        self.length = 0
+        self.rows: torch.Tensor | None = None
+        """Attention to the text (rows, text tokens), float32, of the last call's speech positions, batch row 0."""
+
+    @torch.inference_mode()
+    def __call__(self, hidden: torch.Tensor) -> torch.Tensor:
+        """Hidden states (2, T, C) of the embeddings (2, T, C) that follow all that was given before.
+
+        Raises ValueError when they do not fit any more.
+        """
+        start, end = self.length, self.length + hidden.shape[1]
+        if end > self.cache.shape[4]:
+            raise ValueError(f"position {end}: the cache was made for {self.cache.shape[4]}")
+        hidden, self.rows = self.run(hidden, torch.arange(start, end, device=hidden.device), end, self.text)
+        self.length = end
+        return hidden
+
+    @torch.inference_mode()
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """Hidden states (2, T - voice, C) of a prompt's embeddings (2, T, C), of which the first are the voice's.
+
+        Keys and values of a voice do not depend on what it says: those of the last one are kept with the model.
+        """
+        same: list[torch.Tensor] = kept(self.tfmr, "voice", list)
+        if not same or not torch.equal(same[0], embeds[:, :voice]):
+            self.run(embeds[:, :voice], torch.arange(voice, device=embeds.device), voice, None)
+            same[:] = embeds[:, :voice].clone(), self.cache[:, :, :, :, :voice].clone()
+        self.cache[:, :, :, :, :voice] = same[1]
+        self.length = voice
+        return self(embeds[:, voice:])
+
+    def run(
+        self,
+        hidden: torch.Tensor,
+        position: torch.Tensor,
+        window: int,
+        text: tuple[int, int] | None,
+        mask: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All layers, with the place of the new positions as data, so that the call can be captured.
+
+        Args:
+            hidden: embeddings (2, T, C).
+            position: their places in the sequence, int64 (T,).
+            window: positions of the cache that are looked at.
+            text: where alignment is read; None is nowhere.
+            mask: bool (1, 1, 1, window), True where there is something to see; None is all of the window, causally.
+
+        Returns:
+            Hidden states (2, T, C), and the alignment rows where they are wanted.
+        """
+        tables = tuple(table[position] for table in self.tables)
+        found: dict[int, torch.Tensor] = {}
+        wanted = {index for index, _ in self.heads if text is not None}
+        with sdpa_kernel(_KERNELS) if hidden.device.type == "cuda" else nullcontext():
+            for index in range(len(self.tfmr.layers)):
+                hidden, query = self.layer(index, hidden, tables, position, window, mask)
+                if index in wanted:
+                    keys = self.cache[index, 0, :, :, :window]
+                    found[index] = alignment_rows(query, keys, text, position=None if mask is None else position)
+        rows = averaged_rows(found, self.heads) if found else None
+        return rms_norm(hidden, self.tfmr.norm), rows
+
+    def layer(
+        self,
+        index: int,
+        hidden: torch.Tensor,
+        tables: tuple[torch.Tensor, ...],
+        position: torch.Tensor,
+        window: int,
+        mask: torch.Tensor | None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """One layer: hidden states (2, T, C), and its queries (2, H, T, D); arguments as for `run`."""
+        layer, (project, merge, widen, narrow) = self.tfmr.layers[index], self.linears[index]
+        query, key, value = self._split(project(rms_norm(hidden, layer.input_layernorm)), tables)
+        keys, values = self.cache[index]
+        keys.index_copy_(2, position, key)
+        values.index_copy_(2, position, value)
+        attended = attention(query, keys[:, :, :window], values[:, :, :window], mask).to(hidden.dtype)
+        hidden = hidden + merge(attended.transpose(1, 2).flatten(2))
+        gate, up = widen(rms_norm(hidden, layer.post_attention_layernorm)).chunk(2, dim=-1)
+        return hidden + narrow(F.silu(gate) * up), query
+
+    def _split(
+        self, projected: torch.Tensor, tables: tuple[torch.Tensor, ...]
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        """Query, key, both turned, and value, each (2, H, T, D) in the cache's dtype, out of (2, T, 3 H D)."""
+        heads = projected.to(self.cache.dtype).unflatten(2, (3 * self.head_count, self.head_width)).transpose(1, 2)
+        turned = rotated(heads[:, : 2 * self.head_count], *tables)
+        return *turned.chunk(2, dim=1), heads[:, 2 * self.head_count :]
+
+
+def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
+    """Scaled dot-product attention (B, H, T, D); without a mask the queries are the last T of the keys, causally."""
+    if query.shape[2] > 1 and mask is None:
+        mask = causal_lower_right(query.shape[2], key.shape[2])
+    elif query.device.type == "cpu" and key.shape[2] > _LONG and mask is None:
+        return attention_of_one(query, key, value)
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
+
+
+_LONG = 256
+"""Keys from which two plain products are faster on a CPU than PyTorch's flash kernel with a single query."""
+
+
+def attention_of_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
+    """Attention (B, H, 1, D) of the last position to all, by two products and the softmax between them."""
+    return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1) @ value
+
+
+def token_embedding(
+    words: torch.nn.Embedding, places: torch.nn.Embedding, token: torch.Tensor, position: int | torch.Tensor
+) -> torch.Tensor:
+    """The embedding (2, 1, C) of a speech token (1, 1) at its place, an int or int64 (1,), for both CFG rows."""
+    return (words(token) + places.weight[position]).expand(2, -1, -1)
+
+
+def rms_norm(hidden: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
+    """Llama's RMS norm with the weights and the epsilon of a transformers module, in float32 inside."""
+    return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
+
+
+def rotary_tables(rotary: torch.nn.Module, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Cosines and sines (length, D) of the first positions, in dtype and device of ``like``.
+
+    The frequencies are the model's own (RoPE with Llama 3's scaling, `transformers.modeling_rope_utils`), float32.
+    The sines of the first half of D are negative, as `rotated` needs them.
+    """
+    position = torch.arange(length, device=like.device, dtype=torch.float32)
+    angle = position[:, None] * rotary.inv_freq.float()
+    cosine, sine = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
+    return torch.cat([cosine, cosine], 1).to(like.dtype), torch.cat([-sine, sine], 1).to(like.dtype)
+
+
+def rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
+    """States (..., T, D) turned by the angles of their positions; the halves of D are the pairs' coordinates."""
+    return states * cosine + states.roll(states.shape[-1] // 2, dims=-1) * sine

@@ -1,0 +1,1 @@
+"""Instruments: what is measured, and what follows from it."""

@@ -1,0 +1,221 @@
+"""What was measured, and on what: the facts of the machine, results written whole, and what ``data/`` holds."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import psutil
+import torch
+
+from ..files import REPOSITORY, written_whole
+
+RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
+
+
+def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What a measurement ran on: processor, cores, memory, accelerator, versions, commit and date (UTC)."""
+    facts: dict[str, Any] = {
+        "machine": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name(),
+        "device": torch.device(device).type,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda or "none",
+    }
+    facts.update({name: _version(name) for name in RECORDED_PACKAGES})
+    facts["commit"] = commit()
+    facts["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
+    return facts
+
+
+def commit() -> str:
+    """The repository's short commit, ``+`` appended when the package differs from it; ``unknown`` outside git."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        code = [str(REPOSITORY / "chatterbox_lab")]
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode == 0
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("" if clean else "+")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def output_folder(kind: str) -> Path:
+    """Where a run puts its ``figures`` or ``data``: under ``CHATTERBOX_LAB_OUTPUT`` if that is set.
+
+    Else figures go to the repository's folder, and data to ``build/data``: what ``data/`` holds was recorded on
+    purpose (``notebooks/run.py --in-place``), and a table of the README may be made from it.
+    """
+    default = REPOSITORY if kind == "figures" else REPOSITORY / "build"
+    folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", default)) / kind
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+def save_results(table: pd.DataFrame, name: str, facts: dict[str, Any]) -> Path:
+    """Writes ``name.csv`` (see `output_folder`) whole or not at all: the table, with the machine's facts as columns."""
+    path = output_folder("data") / f"{name}.csv"
+    with written_whole(path) as part:
+        table.assign(**facts).to_csv(part, index=False)
+    return path
+
+
+class Record:
+    """Rows that are kept on disk while they are made, so that a long measurement can be stopped and gone on with.
+
+    They collect in ``NAME.unfinished.csv``, which is written whole after every addition; `finish` moves it to
+    ``NAME.csv``, whose former content stays until then.
+
+    Args:
+        path: of the finished CSV.
+        resume: goes on with the unfinished rows, or with the finished ones if there are no others.
+
+    Raises:
+        ValueError: there are unfinished rows and ``resume`` is False, or rows that are no CSV.
+    """
+
+    def __init__(self, path: Path, resume: bool = False) -> None:
+        self.path, self.unfinished = path, path.with_suffix(".unfinished.csv")
+        self.rows: list[dict[str, Any]] = []
+        if self.unfinished.exists() and not resume:
+            raise ValueError(f"{self.unfinished.name} holds an interrupted measurement: resume it, or delete the file")
+        before = next((file for file in (self.unfinished, path) if resume and file.exists()), None)
+        if before is not None:
+            self.rows = _read(before).to_dict("records")
+        path.parent.mkdir(parents=True, exist_ok=True)
+
+    @classmethod
+    def continued(cls, path: Path) -> Record:
+        """Goes on with what an interrupt has left unfinished; begins anew where nothing is."""
+        return cls(path, resume=path.with_suffix(".unfinished.csv").exists())
+
+    def check(self, facts: dict[str, Any]) -> None:
+        """Raises ValueError if earlier rows of this device come from other versions, another machine or commit."""
+        for row in self.rows:
+            for name in facts.keys() - {"date"} if row.get("device") == facts["device"] else ():
+                if str(row.get(name)) != str(facts[name]):
+                    raise ValueError(
+                        f"{self.path.name} was measured with {name} {row.get(name)}, here it is {facts[name]}"
+                    )
+
+    def add(self, rows: list[dict[str, Any]]) -> None:
+        """Appends rows, and writes all."""
+        self.rows += rows
+        with written_whole(self.unfinished) as part:
+            self.table().to_csv(part, index=False)
+
+    def hint(self) -> str:
+        """How an interrupted measurement goes on."""
+        if not self.unfinished.exists():
+            return "Nothing was measured yet."
+        return f"{self.unfinished.name} has {len(self.rows)} rows; the same command with --resume goes on."
+
+    def table(self) -> pd.DataFrame:
+        """All rows so far."""
+        return pd.DataFrame(self.rows)
+
+    def finish(self) -> Path:
+        """Puts the rows in the place of the last finished ones."""
+        if self.unfinished.exists():
+            self.unfinished.replace(self.path)
+        return self.path
+
+
+def load_results(name: str) -> pd.DataFrame:
+    """The recorded measurements ``data/name.csv`` of the repository. Raises FileNotFoundError naming what exists."""
+    path = REPOSITORY / "data" / f"{name}.csv"
+    if not path.exists():
+        there = ", ".join(sorted(file.stem for file in path.parent.glob("*.csv"))) or "none"
+        raise FileNotFoundError(f"no recorded measurement {name!r} in data/; there are: {there}")
+    return _read(path)
+
+
+def _read(path: Path) -> pd.DataFrame:
+    # A commit may consist of digits; an empty field is the only missing value.
+    return pd.read_csv(path, dtype={"commit": str}, keep_default_na=False, na_values=[""])
+
+
+def recorded(kind: str, leave_out: Sequence[str] = ()) -> pd.DataFrame:
+    """All of the repository's ``data/KIND_*.csv`` in one table; ``record`` says in words what each was measured on.
+
+    Facts to ``leave_out`` do not tell one record from another. Raises FileNotFoundError if there is no such file.
+    """
+    files = sorted((REPOSITORY / "data").glob(f"{kind}_*.csv"))
+    names = [file.stem for file in files if not file.stem.endswith(".unfinished")]
+    if not names:
+        raise FileNotFoundError(f"no recorded measurement {kind}_*.csv in data/")
+    table = pd.concat([load_results(name).assign(file=name) for name in names], ignore_index=True)
+    facts = table.drop(columns=list(leave_out)).to_dict("records")
+    table["record"] = [described(row) for row in facts]
+    several = table.groupby("record")["file"].transform("nunique") > 1  # the same machine, measured twice
+    table.loc[several, "record"] += " (" + table["file"] + ")"
+    return table
+
+
+def described(facts: Mapping[str, Any]) -> str:
+    """A machine and what ran on it in one line, from the columns that a record carries."""
+    parts = [facts[name] for name in ("machine", "model", "dtype") if name in facts]
+    if facts["device"] == "cpu":
+        parts.insert(1, f"{facts['cores']} cores")
+    if facts.get("watermark") is False:
+        parts.append("no watermark")
+    if facts.get("tuned") is True:
+        parts.append("tuned")
+    return ", ".join(parts)
+
+
+Finding = tuple[str, bool | str, str] | tuple[str, bool | str, str, str]
+
+
+def conclude(notebook: str, findings: Sequence[Finding], facts: dict[str, Any]) -> pd.DataFrame:
+    """Prints a notebook's verdicts, and saves them as ``NN_verdicts.csv``, from which the scorecard is made.
+
+    Args:
+        notebook: its file's name without the ending.
+        findings: claim, whether it holds (or in words why that is not known), the evidence, and on which machine if
+            that is not the one at hand; computed, never typed.
+        facts: of the machine.
+
+    Returns:
+        One row a claim: ``claim``, ``verdict``, ``evidence``, ``on``, ``notebook``.
+    """
+    words = {True: "reproduced", False: "not reproduced"}
+    rows = [
+        (claim, holds if isinstance(holds, str) else words[bool(holds)], evidence, *(where or [""]))
+        for claim, holds, evidence, *where in findings
+    ]
+    table = pd.DataFrame(rows, columns=["claim", "verdict", "evidence", "on"]).assign(notebook=notebook)
+    save_results(table, f"{notebook[:2]}_verdicts", facts)
+    widths = table["claim"].str.len().max(), table["verdict"].str.len().max()
+    for machine, group in table.groupby("on", sort=False):
+        if table["on"].any():
+            print(f"on {machine}:" if machine else "in general:")
+        for row in group.itertuples():
+            print(f"{row.claim:<{widths[0]}}  {row.verdict:<{widths[1]}}  {row.evidence}")
+    return table

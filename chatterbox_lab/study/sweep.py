@@ -1,0 +1,399 @@
+"""Grids of settings, measured chunk by chunk: a row a chunk, resumable, in this process or over many through joblib.
+
+``python -m chatterbox_lab.study.sweep --help`` is the command line; it needs no Jupyter.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import lru_cache, partial
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import torch
+from chatterbox.tts import ChatterboxTTS
+from joblib import Parallel, delayed
+from tqdm.auto import tqdm
+
+from ..engine.clock import Measured, StageClock
+from ..engine.s3gen.render import Renderer
+from ..engine.schedule import playout
+from ..engine.settings import ANALYZERS, BACKENDS, BALANCED, SCHEDULES, StreamSettings, whole_number
+from ..engine.stream import generate_stream
+from ..engine.t3.attention import quiet
+from ..files import REPOSITORY
+from ..voices.load import DTYPES, MODELS, load, pick_device
+from .records import Record, machine_facts, output_folder
+
+PROMPTS: dict[str, str] = json.loads((REPOSITORY / "data" / "prompts.json").read_text(encoding="utf-8"))
+"""Texts of three lengths, by name."""
+TOKENS_PER_CHARACTER = 25 / 15
+"""Speech tokens in a character of English at an ordinary pace, 15 characters a second; random weights know no end."""
+
+SETTING = ["chunk_size", "context_window", "analyzer", "backend", "weights", "schedule", "max_chunk_size"]
+"""The columns that hold what was asked for."""
+RUN = ["device", "dtype", "prompt", *SETTING, "round"]
+"""What tells the chunks of one run from those of another."""
+
+
+@dataclass(frozen=True)
+class Point:
+    """One point of a grid: a prompt's name and the settings it is spoken with."""
+
+    prompt: str
+    settings: StreamSettings
+
+    def __post_init__(self) -> None:
+        if self.prompt not in PROMPTS:
+            raise ValueError(f"prompt={self.prompt!r}: must be one of {', '.join(map(repr, PROMPTS))}")
+
+    @property
+    def key(self) -> dict[str, Any]:
+        """The columns that identify the point in a table."""
+        return {"prompt": self.prompt} | {name: getattr(self.settings, name) for name in SETTING}
+
+    @property
+    def tokens(self) -> int:
+        """Speech tokens that are said."""
+        return round(len(PROMPTS[self.prompt]) * TOKENS_PER_CHARACTER)
+
+
+def grid(
+    chunk_sizes: Iterable[int],
+    context_windows: Iterable[int] | None = None,
+    *,
+    prompts: Iterable[str] = ("medium",),
+    settings: StreamSettings = BALANCED,
+    **choices: Iterable[Any],
+) -> list[Point]:
+    """Every combination, each checked before anything runs.
+
+    Args:
+        chunk_sizes: new tokens a chunk; of the first one where ``schedule`` is ``"grow"``.
+        context_windows: tokens of context; twice the chunk size if not given.
+        prompts: names in `PROMPTS`.
+        settings: what the grid does not vary.
+        **choices: other fields of `StreamSettings` with their values, such as ``backend=("hf", "static")``.
+
+    Raises:
+        ValueError: a value that is not allowed, an unknown prompt or setting, or nothing to measure.
+    """
+    windows = None if context_windows is None else list(context_windows)
+    named = [dict(zip(choices, values, strict=True)) for values in product(*choices.values())]
+    found = [
+        Point(prompt, settings.replace(chunk_size=size, context_window=window, **chosen))
+        for prompt in prompts
+        for size in chunk_sizes
+        for window in ([2 * size] if windows is None else windows)
+        for chosen in named
+    ]
+    if not found:
+        raise ValueError("chunk_sizes, context_windows, prompts and choices: each must have at least one value")
+    return list(dict.fromkeys(found))
+
+
+def chunks_of(stream: Measured) -> Iterator[dict[str, Any]]:
+    """One row a chunk of a stream: what was new in it, when it arrived, and what each stage took, in seconds."""
+    before: dict[str, float] = {}
+    for number, (_, metrics) in enumerate(stream):
+        now = {
+            "new_tokens": metrics.tokens,
+            "audio_seconds": metrics.total_audio_duration,
+            "t3_seconds": metrics.t3_seconds,
+            "s3gen_seconds": metrics.s3gen_seconds,
+            "watermark_seconds": metrics.watermark_seconds,
+        }
+        row = {name: value - before.get(name, 0) for name, value in now.items()}
+        yield {"chunk": number, "arrival_seconds": metrics.total_generation_time} | row
+        before = now
+
+
+def measured_chunks(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings, *, seed: int, tokens: int
+) -> Iterator[dict[str, Any]]:
+    """The rows of `chunks_of` for one utterance of ``tokens``, and the window that S3Gen worked on for each chunk.
+
+    ``window_tokens`` is the voice prompt, ``prompt_tokens``, with ``context_tokens`` and the new ones.
+    """
+    prompt, said = min(settings.prompt_tokens, tts.conds.gen["prompt_token"].shape[1]), 0
+    fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
+    for row in chunks_of(generate_stream(tts, text, settings, **fixed)):
+        context = min(settings.context, said)
+        said += row["new_tokens"]
+        window = prompt + context + row["new_tokens"]
+        yield row | {"prompt_tokens": prompt, "context_tokens": context, "window_tokens": window}
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What a worker needs to measure any point: the model, by name, and what is the same for all points."""
+
+    model: str = "tiny"
+    device: str = "auto"
+    dtype: str = "float32"
+    seed: int = 0
+    watermark: bool = True
+
+    def run(self, point: Point, number: int) -> list[dict[str, Any]]:
+        """The rows of one run of a point; a row with its error if it fails."""
+        facts = _facts(self) | point.key | {"round": number, "error": None}
+        try:
+            with quiet():
+                tts = _model(self)
+                speak = partial(
+                    measured_chunks, tts, PROMPTS[point.prompt], point.settings, seed=self.seed, tokens=point.tokens
+                )
+                _warm_up(self, point, speak)
+                return [facts | row for row in speak()]
+        except Exception as error:  # whatever it is, the other points are still worth measuring
+            return [facts | {"chunk": 0, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}]
+
+
+@lru_cache(maxsize=1)
+def _model(sweep: Sweep) -> ChatterboxTTS:
+    return load(sweep.model, device=sweep.device, dtype=sweep.dtype, seed=sweep.seed, watermark=sweep.watermark)
+
+
+@lru_cache(maxsize=1)
+def _facts(sweep: Sweep) -> dict[str, Any]:
+    what = {"model": Path(sweep.model).name, "dtype": sweep.dtype, "seed": sweep.seed, "watermark": sweep.watermark}
+    return machine_facts(pick_device(sweep.device)) | what
+
+
+_WARM: set[tuple[Sweep, Point]] = set()
+
+
+def _warm_up(sweep: Sweep, point: Point, speak: partial[Iterator[dict[str, Any]]]) -> None:
+    """Once a process and point: oneDNN, cuDNN and graphs pay for every length that they have not seen."""
+    if (sweep, point) not in _WARM:
+        for _ in speak():
+            pass
+        _WARM.add((sweep, point))
+
+
+def run(
+    points: Sequence[Point],
+    sweep: Sweep,
+    record: Record,
+    *,
+    rounds: int = 3,
+    jobs: int | None = None,
+    progress: bool = True,
+) -> pd.DataFrame:
+    """Measures every point once a round, and adds its rows to the record as soon as they are there.
+
+    What the record holds already is not run again, unless it failed. Stopped by an interrupt, the record keeps what
+    was done, and the same call goes on. Rounds run to and fro, so that a slow spell falls on different points.
+
+    Args:
+        points: from `grid`.
+        sweep: the model and where it runs.
+        record: where the rows go; its file is finished at the end.
+        rounds: measured runs of each point, at least 1; each process runs a point once before, to warm up.
+        jobs: processes; more than one share the machine, and so measure a shared machine. None is one, or what
+            ``joblib.parallel_config`` says around the call: its backend may be a dask or ray cluster.
+        progress: shows a bar.
+
+    Returns:
+        All rows, see `measured_chunks`; with the machine's facts, which each worker states of itself.
+
+    Raises:
+        ValueError: no points or rounds, or a record from another commit, version or seed.
+    """
+    rounds = whole_number("rounds", rounds, 1)
+    jobs = None if jobs is None else whole_number("jobs", jobs, 1)
+    if not points:
+        raise ValueError("points=[]: must have at least one, see grid")
+    same = ("model", "device", "commit", "torch", "chatterbox-streaming", "seed", "watermark")
+    record.check({name: _facts(sweep)[name] for name in same})
+    record.rows = [row for row in record.rows if not isinstance(row.get("error"), str)]
+    done = {tuple(row[name] for name in RUN) for row in record.rows}
+    fixed = {name: _facts(sweep)[name] for name in ("device", "dtype")}
+    due = [
+        (point, number)
+        for number in range(rounds)
+        for point in (points if number % 2 == 0 else reversed(points))
+        if tuple((fixed | point.key | {"round": number})[name] for name in RUN) not in done
+    ]
+    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(sweep.run)(*task) for task in due)
+    for rows in tqdm(work, "sweep", len(due), disable=not progress):
+        record.add(rows)
+    _model.cache_clear()
+    record.finish()
+    return record.table()
+
+
+def runs(table: pd.DataFrame) -> pd.DataFrame:
+    """One row a run: RTF, first chunk, chunks, and what a listener gets who starts with the first chunk."""
+    found = []
+    for key, chunks in table[table["error"].isna()].groupby(RUN, sort=False):
+        chunks = chunks.sort_values("chunk")
+        heard = playout(chunks["arrival_seconds"].tolist(), chunks["audio_seconds"].tolist())
+        found.append(
+            dict(zip(RUN, key, strict=True))
+            | {
+                "rtf": chunks["arrival_seconds"].iloc[-1] / chunks["audio_seconds"].sum(),
+                "first_chunk": chunks["arrival_seconds"].iloc[0],
+                "chunks": len(chunks),
+                "underruns": heard.underruns,
+                "silence": heard.silence,
+            }
+        )
+    return pd.DataFrame(found)
+
+
+def summary(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians over the rounds of each point, the range of its RTF, and whether it is on the Pareto front.
+
+    The front is, for each device, dtype and prompt, of the points that no other beats in both RTF and first chunk.
+    """
+    each = runs(table).groupby(RUN[:-1], sort=False)
+    found = pd.DataFrame(
+        {
+            "RTF": each["rtf"].median(),
+            "lowest RTF": each["rtf"].min(),
+            "highest RTF": each["rtf"].max(),
+            "first chunk (s)": each["first_chunk"].median(),
+            "chunks": each["chunks"].max(),
+            "underruns": each["underruns"].median(),
+            "silence (s)": each["silence"].median(),
+        }
+    ).reset_index()
+    where = found.groupby(["device", "dtype", "prompt"], sort=False, group_keys=False)
+    found["front"] = pd.concat([_front(group) for _, group in where])
+    return found
+
+
+def _front(points: pd.DataFrame) -> pd.Series:
+    axes = points[["RTF", "first chunk (s)"]].to_numpy()
+    beaten = [bool(((axes <= mine).all(1) & (axes < mine).any(1)).any()) for mine in axes]
+    return ~pd.Series(beaten, index=points.index)
+
+
+PARTS = ((1, 0, 25), (1, 50, 25), (1, 0, 75), (1, 0, 150), (1, 0, 225), (2, 0, 25), (2, 125, 75), (2, 0, 200))
+PARTS += ((5, 0, 25), (5, 0, 225))
+"""Windows that tell whether their length alone sets S3Gen's price: the whole voice prompt, its half or its fifth, and
+tokens of context and chunk."""
+
+
+def windows(
+    tts: ChatterboxTTS, parts: Sequence[tuple[int, int, int]] = PARTS, *, rounds: int = 3, seed: int = 0
+) -> Iterator[dict[str, Any]]:
+    """Seconds that S3Gen alone takes for windows made of different parts, with random speech tokens.
+
+    All windows take turns, to and fro, after one turn to warm up.
+
+    Args:
+        tts: a model from `load`, or any upstream ``ChatterboxTTS``.
+        parts: for each window, what its voice prompt's length is divided by, and tokens of the context and the chunk.
+        rounds: measured turns.
+        seed: of the speech tokens.
+
+    Yields:
+        A row a window and round: ``prompt_tokens``, ``context_tokens``, ``new_tokens``, ``window_tokens``,
+        ``s3gen_seconds``, ``round``.
+    """
+    clock, codes = StageClock(tts.device), tts.s3gen.flow.input_embedding.num_embeddings
+    longest = max(context + new for _, context, new in parts)
+    speech = torch.randint(codes, (longest,), generator=torch.Generator().manual_seed(seed))
+    for number in range(-1, whole_number("rounds", rounds, 1)):
+        for divisor, context, new in parts[:: -1 if number % 2 else 1]:
+            renderer = Renderer(tts.s3gen, _shortened(tts.conds.gen, divisor), context, 0, seed)
+            renderer.push(speech[:context])
+            start = clock.now()
+            renderer.push(speech[context : context + new])
+            took = clock.now() - start
+            sizes = {"prompt_tokens": renderer.flow.prompt_token.shape[1], "context_tokens": context, "new_tokens": new}
+            if number >= 0:
+                yield sizes | {"window_tokens": sum(sizes.values()), "s3gen_seconds": took, "round": number}
+
+
+def _shortened(ref: dict[str, Any], divisor: int) -> dict[str, Any]:
+    tokens = ref["prompt_token"].shape[1] // divisor
+    frames = tokens * ref["prompt_feat"].shape[1] // ref["prompt_token"].shape[1]
+    return ref | {"prompt_token": ref["prompt_token"][:, :tokens], "prompt_feat": ref["prompt_feat"][:, :frames]}
+
+
+def report(table: pd.DataFrame) -> str:
+    """The summary of every device, dtype and prompt for a terminal, and what failed."""
+    parts = []
+    for (device, dtype, prompt), rows in summary(table).groupby(["device", "dtype", "prompt"], sort=False):
+        rows = rows.drop(columns=["device", "dtype", "prompt"])
+        rows = rows.drop(columns=[name for name in SETTING[2:] if len(set(rows[name])) == 1])
+        parts.append(f"{device}, T3 in {dtype}, {prompt}:\n{rows.to_string(index=False, float_format='%.3f')}\n")
+    failed = table[table["error"].notna()]
+    parts += [f"FAILED {row.prompt}, chunk {row.chunk_size}, {row.backend}: {row.error}" for row in failed.itertuples()]
+    return "\n".join(parts)
+
+
+def parser() -> argparse.ArgumentParser:
+    """The command line's arguments."""
+    parser = argparse.ArgumentParser(
+        prog="python -m chatterbox_lab.study.sweep",
+        description="Measure a grid of stream settings chunk by chunk; every chunk is a row of a CSV.",
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+    add = partial(parser.add_argument, metavar="X")
+    add("--model", default="tiny", help=f"{', '.join(MODELS)} or a voice folder")
+    add("--device", default="auto", help="auto, cuda, mps or cpu")
+    add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s")
+    add("--chunk-size", nargs="+", type=int, default=[10, 25, 50, 75, 100, 150], help="new tokens a chunk")
+    add("--context-window", nargs="+", type=int, help="tokens synthesised again; twice the chunk size if not given")
+    add("--prompt", nargs="+", default=["medium"], choices=list(PROMPTS), help="%(choices)s")
+    add("--analyzer", nargs="+", default=["off"], choices=ANALYZERS, help="%(choices)s")
+    add("--backend", nargs="+", default=["static"], choices=BACKENDS, help="%(choices)s")
+    add("--schedule", nargs="+", default=["fixed"], choices=SCHEDULES, help="%(choices)s")
+    add("--rounds", type=int, default=3, help="measured runs of each point")
+    add("--jobs", type=int, default=1, help="processes; they share the machine, so 1 for timings to rely on")
+    add("--seed", type=int, default=0, help="of the sampling and of random weights")
+    add("--output", type=Path, help="CSV to write; build/data/sweep_MODEL.csv if not given")
+    flag = partial(parser.add_argument, action="store_true")
+    flag("--no-watermark", help="leave the watermark out")
+    flag("--windows", help="measure S3Gen alone, by what its window is made of, instead of the grid")
+    flag("--resume", help="go on with an interrupted sweep, or add to a finished one")
+    return parser
+
+
+def measure_windows(sweep: Sweep, record: Record, rounds: int) -> int:
+    """Records `windows` of the sweep's model, prints their medians and returns the exit status."""
+    rows = windows(_model(sweep), rounds=rounds, seed=sweep.seed)
+    for row in tqdm(rows, "windows", rounds * len(PARTS)):
+        record.add([row | _facts(sweep)])
+    record.finish()
+    parts = ["prompt_tokens", "context_tokens", "new_tokens", "window_tokens"]
+    print(record.table().groupby(parts)["s3gen_seconds"].median().sort_values().to_string())
+    return 0
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command line; returns the exit status: 1 where a point failed, 130 if interrupted."""
+    command = parser()
+    chosen = command.parse_args(arguments)
+    record = None
+    try:
+        choices = {"analyzer": chosen.analyzer, "backend": chosen.backend, "schedule": chosen.schedule}
+        points = grid(chosen.chunk_size, chosen.context_window, prompts=chosen.prompt, **choices)
+        seed, device = whole_number("seed", chosen.seed, 0, 2**63 - 1), pick_device(chosen.device)
+        sweep = Sweep(chosen.model, device, chosen.dtype, seed, not chosen.no_watermark)
+        kind = "windows" if chosen.windows else "sweep"
+        record = Record(chosen.output or output_folder("data") / f"{kind}_{Path(chosen.model).name}.csv", chosen.resume)
+        if chosen.windows:
+            return measure_windows(sweep, record, whole_number("rounds", chosen.rounds, 1))
+        table = run(points, sweep, record, rounds=chosen.rounds, jobs=chosen.jobs)
+    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
+        command.error(str(error))
+    except KeyboardInterrupt:
+        print("\nStopped.", record.hint() if record else "")
+        return 130
+    print(report(table), f"\n{len(table)} rows are in {record.path.name}.")
+    return int(table["error"].notna().any())
+
+
+if __name__ == "__main__":
+    sys.exit(main())

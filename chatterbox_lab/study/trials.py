@@ -1,0 +1,341 @@
+"""Listening trials: the same speech tokens made audible in many ways, and what machines hear in each.
+
+T3 speaks each sentence once; what differs between the ways is S3Gen's part alone, so every difference to the whole
+decode is streaming's or a price's. ``python -m chatterbox_lab.study.trials`` records them under ``data/``.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from itertools import accumulate
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+import torch
+from chatterbox.models.s3gen import S3GEN_SR
+from chatterbox.tts import ChatterboxTTS, StreamingMetrics
+from tqdm import tqdm
+
+from ..engine.settings import ADAPTIVE, BASELINE, FAST, StreamSettings
+from ..engine.stream import encode_text, render, renderer_of, speech_tokens
+from ..files import REPOSITORY
+from ..patching import attribute
+from ..voices.load import load
+from .hearing import joins, listeners, repeats, silent_end, transcribe, word_errors
+from .records import Record, machine_facts
+from .upstream import upstream_tokens
+
+HELD_OUT = REPOSITORY / "data" / "heldout.txt"
+"""Everyday sentences that the lab voice was not trained on."""
+
+
+PROVOKING = REPOSITORY / "data" / "provoking.txt"
+"""Prompts that tempt a decoder to repeat itself, stop early or never stop."""
+MATTERS_WER, MATTERS_MOS = 0.02, 0.1
+"""Changes below these, 2 points of word error rate and 0.1 of a mean opinion score, count as none."""
+FAULTS = ["early", "runs_on", "silent_end", "repeated"]
+"""What the guard may prevent: speech that stops early, runs on, ends in silence, or says words twice."""
+_LIMIT = 400  # speech tokens of an everyday sentence, by far
+_USUAL = 2  # speech tokens per text token, roughly; only a limit is made of it
+
+
+@dataclass(frozen=True)
+class Way:
+    """How tokens become audio: ``whole`` at once, in ``upstream``'s chunks, or in ``ours``; with which settings.
+
+    ``half fix`` is not about rendering: T3 speaks again with the broken half fix, and that is decoded whole.
+    """
+
+    how: str
+    settings: StreamSettings = BASELINE
+
+
+def _sizes(how: str, *pairs: tuple[int, int]) -> dict[str, Way]:
+    named = {f"{how}, {chunk} + {context}": (chunk, context) for chunk, context in pairs}
+    return {
+        name: Way(how, BASELINE.replace(chunk_size=chunk, context_window=context))
+        for name, (chunk, context) in named.items()
+    }
+
+
+def _changed(**changes: dict[str, Any]) -> dict[str, Way]:
+    return {name.replace("_", " "): Way("ours", BASELINE.replace(**fields)) for name, fields in changes.items()}
+
+
+WAYS = {
+    "whole": Way("whole"),
+    **_sizes("upstream", (25, 50), (50, 100)),
+    **_sizes("ours", (25, 0), (25, 25), (25, 50), (50, 100)),
+    "growing": Way("ours", ADAPTIVE),
+    **_changed(
+        no_cross_fade={"fade_duration": 0},
+        mel_continued={"flow": "continue"},
+        each_frame_once={"flow": "cached"},
+        bfloat16={"flow_dtype": "bfloat16"},
+        guided_5_of_10={"guided_steps": 5},
+        five_steps={"flow_steps": 5},
+        two_steps={"flow_steps": 2},
+        half_the_prompt={"prompt_tokens": 25},
+    ),
+    "fast": Way("ours", FAST.replace(chunk_size=25)),
+    "half fix": Way("half fix"),
+}
+"""By name; chunk + context in tokens. What is not said is upstream's default: chunk 25, context 50, a 20 ms fade."""
+
+
+def spoken(tts: ChatterboxTTS, codes: torch.Tensor, way: Way, seed: int = 0) -> list[torch.Tensor]:
+    """The chunks (1, samples) of speech tokens (n,) made audible in a way; one chunk for ``whole``."""
+    if way.how == "whole":
+        return [render(tts, codes, way.settings, seed=seed)]
+    pieces = list(_pieces(codes, way.settings))
+    return list(_upstream(tts, pieces, way.settings, seed) if way.how == "upstream" else _ours(tts, pieces, way, seed))
+
+
+def _pieces(codes: torch.Tensor, settings: StreamSettings) -> Iterator[torch.Tensor]:
+    sizes, start = settings.chunk_sizes(), 0
+    while start < len(codes):
+        size = next(sizes)
+        yield codes[start : start + size]
+        start += size
+
+
+def _ours(tts: ChatterboxTTS, pieces: Sequence[torch.Tensor], way: Way, seed: int) -> Iterator[torch.Tensor]:
+    renderer = renderer_of(tts, way.settings, seed)
+    for number, piece in enumerate(pieces):
+        yield renderer.push(piece, last=number == len(pieces) - 1)
+
+
+def _upstream(
+    tts: ChatterboxTTS, pieces: Sequence[torch.Tensor], settings: StreamSettings, seed: int
+) -> Iterator[torch.Tensor]:
+    """Upstream's own rendering of each chunk, on tokens that are given instead of decoded along the way."""
+    torch.manual_seed(seed)
+    said = torch.zeros(0, dtype=torch.long)
+    for piece in pieces:
+        audio, _, _ = type(tts)._process_token_buffer(
+            tts, [piece], said, settings.context_window, 0.0, StreamingMetrics(chunk_count=1), False,
+            settings.fade_duration,
+        )  # fmt: skip
+        yield audio.float()
+        said = torch.cat([said, piece])
+
+
+def heard(text: str, chunks: Sequence[torch.Tensor], whole: torch.Tensor, scores: bool = True) -> dict[str, Any]:
+    """What recogniser, listeners and seam measures say of chunks, beside the whole decode (1, samples)."""
+    audio = torch.cat(list(chunks), dim=1)
+    length = min(audio.shape[1], whole.shape[1])
+    row: dict[str, Any] = {"seams": len(chunks) - 1, "seconds": audio.shape[1] / S3GEN_SR}
+    row |= word_errors(text, transcribe(audio)) | joins(audio[:, :length], seams(chunks), whole[:, :length])
+    return row | (listeners(audio, noise=False) if scores else {})
+
+
+def seams(chunks: Sequence[torch.Tensor]) -> list[int]:
+    """The samples at which all but the first chunk begin."""
+    return [int(sample) for sample in accumulate(chunk.shape[1] for chunk in chunks[:-1])]
+
+
+def half_fixed_tokens(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings = BASELINE, **arguments: Any
+) -> torch.Tensor:
+    """Upstream's tokens with the analyzer's spy on its layer and maps asked for nowhere else: the broken half fix.
+
+    Arguments as for `upstream_tokens`.
+    """
+    forward = tts.t3.tfmr.forward
+
+    def without_maps(*args: Any, **kwargs: Any) -> Any:
+        return forward(*args, **dict(kwargs, output_attentions=False))
+
+    with attribute(tts.t3.tfmr, "forward", without_maps):
+        return upstream_tokens(tts, text, settings, **arguments)
+
+
+def run(
+    tts: ChatterboxTTS,
+    sentences: Sequence[str],
+    ways: dict[str, Way],
+    record: Record | None = None,
+    *,
+    seed: int = 0,
+    scores: bool = True,
+    facts: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """A row for each sentence and way. Rows that ``record`` has already are not made again."""
+    rows = record.rows if record else []
+    done = {(row["text"], row["way"]) for row in rows}
+    for text in tqdm(sentences, desc="trials", unit="sentence"):
+        missing = [name for name in ways if (text, name) not in done]
+        if not missing:
+            continue
+        codes = speech_tokens(tts, text, BASELINE.replace(backend="static"), seed=seed, max_new_tokens=_LIMIT)
+        whole = spoken(tts, codes, WAYS["whole"], seed)[0]
+        made = []
+        for name in missing:
+            chunks = _chunks(tts, text, codes, whole, ways[name], seed)
+            about = {"text": text, "way": name, "how": ways[name].how, "seed": seed, **_described(ways[name].settings)}
+            made.append(about | heard(text, chunks, whole, scores) | (facts or {}))
+        if record:
+            record.add(made)
+        else:
+            rows += made
+    return pd.DataFrame(rows)
+
+
+def _chunks(
+    tts: ChatterboxTTS, text: str, codes: torch.Tensor, whole: torch.Tensor, way: Way, seed: int
+) -> list[torch.Tensor]:
+    if way.how == "half fix":
+        codes = half_fixed_tokens(tts, text, seed=seed, max_new_tokens=_LIMIT)
+        return [render(tts, codes, seed=seed)] if len(codes) else [torch.zeros_like(whole)]
+    return [whole] if way.how == "whole" else spoken(tts, codes, way, seed)
+
+
+def _described(settings: StreamSettings) -> dict[str, Any]:
+    return {name: getattr(settings, name) for name in ("chunk_size", "context_window", "schedule")}
+
+
+def provoke(
+    tts: ChatterboxTTS,
+    prompts: Sequence[str],
+    record: Record | None = None,
+    *,
+    seed: int = 0,
+    facts: dict[str, Any] | None = None,
+) -> pd.DataFrame:
+    """A row for each prompt, without the guard and with it: how long it spoke, how it ended, what was understood.
+
+    ``text_tokens`` counts the text, start and stop included; ``ended`` is False where the limit stopped the speech,
+    four times the usual length; ``tail`` is the silence at the end in seconds, ``repeats`` counts words understood
+    twice in a row.
+    """
+    rows = record.rows if record else []
+    done = {(row["text"], bool(row["guard"])) for row in rows}
+    for text in tqdm(prompts, desc="prompts", unit="prompt"):
+        if (text, True) in done:
+            continue
+        made = [row | (facts or {}) for row in _provoked(tts, text, seed)]
+        if record:
+            record.add(made)
+        else:
+            rows += made
+    return pd.DataFrame(rows)
+
+
+def _provoked(tts: ChatterboxTTS, text: str, seed: int) -> Iterator[dict[str, Any]]:
+    length = encode_text(tts, text).shape[1]
+    limit = 4 * _USUAL * length + 100
+    heard: dict[tuple[int, ...], dict[str, Any]] = {}  # the guard seldom acts, and the same tokens sound the same
+    for guard in (False, True):
+        settings = BASELINE.replace(backend="static", analyzer="probe", guard=guard)
+        codes = speech_tokens(tts, text, settings, seed=seed, max_new_tokens=limit)
+        key = tuple(codes.tolist())
+        if key not in heard:
+            audio = render(tts, codes, settings, seed=seed) if key else torch.zeros(1, 1)
+            words = transcribe(audio)
+            found = {"tail": silent_end(audio), "heard": words, "repeats": repeats(text, words)}
+            heard[key] = found | word_errors(text, words)
+        about = {"text": text, "guard": guard, "seed": seed, "text_tokens": length, "tokens": len(codes)}
+        yield about | {"ended": len(codes) < limit} | heard[key]
+
+
+def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
+    """Of the rows of `provoke`, how many failed in which of `FAULTS`, and the WER, by ``guard``.
+
+    Args:
+        table: what `provoke` made.
+        usual: speech tokens per text token of ordinary sentences; early is under half of it, running on over twice
+            it or the limit, a silent end over a second.
+    """
+    pace = table["tokens"] / (usual * table["text_tokens"])
+    found = table.assign(
+        early=pace < 0.5, runs_on=(pace > 2) | ~table["ended"].astype(bool), silent_end=table["tail"] > 1,
+        repeated=table["repeats"] > 0,
+    )  # fmt: skip
+    by = found.groupby("guard")
+    counts = by[FAULTS].sum().astype(int)
+    return counts.assign(wer=by["errors"].sum() / by["words"].sum(), prompts=by.size())
+
+
+def board(table: pd.DataFrame, against: str = "whole") -> pd.DataFrame:
+    """Each way in a row, in the order of the table: WER, scores and seam measures, and how surely it differs.
+
+    ``wer_change`` and ``plcmos_change`` are differences to the way ``against``; ``_low`` and ``_high`` bound them: the
+    5th and 95th percentile over 1000 draws of the sentences with replacement, the same sentences for both ways.
+    """
+    words = table.groupby("text", sort=False)["words"].first()
+    # A sentence's WER counts by its words, so that the mean is the errors of all over the words of all.
+    weights = {"wer": words / words.mean(), "plcmos": pd.Series(1.0, words.index)}
+    draws = np.random.default_rng(0).integers(0, len(words), (1000, len(words)))
+    means = ["dip", "reference_dip", "flux", "reference_flux", "mel_distance"]
+    found = table.groupby("way", sort=False)[means].mean()
+    for place, name in enumerate(name for name in weights if name in table):
+        values = table.pivot_table(name, "text", "way", "first", sort=False).loc[words.index]
+        weight = weights[name]
+        change = values.sub(values[against], axis=0).mul(weight, axis=0)
+        drawn = change.to_numpy()[draws].sum(1) / weight.to_numpy()[draws].sum(1)[:, None]
+        low, high = (pd.Series(np.quantile(drawn, q, axis=0), change.columns) for q in (0.05, 0.95))
+        columns = {
+            name: values.mul(weight, axis=0).mean(), f"{name}_change": change.mean(),
+            f"{name}_low": low, f"{name}_high": high,
+        }  # fmt: skip
+        for offset, (column, series) in enumerate(columns.items()):
+            found.insert(4 * place + offset, column, series)
+    return found
+
+
+def judged(row: pd.Series) -> str:
+    """What a row of `board` allows to say: ``worse``, ``as good``, or that these sentences do not decide it.
+
+    Worse: more word errors for sure, or a PLCMOS that is lower for sure and by `MATTERS_MOS`. As good: surely not more
+    than `MATTERS_WER` more word errors, and not `MATTERS_MOS` lower. Sure is 95% on that side.
+    """
+    if row["wer_low"] > 0 or (row["plcmos_high"] < 0 and row["plcmos_change"] <= -MATTERS_MOS):
+        return "worse"
+    if row["wer_high"] <= MATTERS_WER and row["plcmos_low"] >= -MATTERS_MOS:
+        return "as good"
+    return "undecided"
+
+
+def told(row: pd.Series) -> str:
+    """A row of `board` in words: how WER and PLCMOS change, with their bounds."""
+    wer, low, high = 100 * row[["wer_change", "wer_low", "wer_high"]]
+    mos, mos_low, mos_high = row[["plcmos_change", "plcmos_low", "plcmos_high"]]
+    return f"WER {wer:+.1f} points ({low:+.1f} to {high:+.1f}), PLCMOS {mos:+.2f} ({mos_low:+.2f} to {mos_high:+.2f})"
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """The command line."""
+    parser = argparse.ArgumentParser(prog="python -m chatterbox_lab.study.trials", description=__doc__)
+    parser.add_argument("--model", default="lab", help="a voice that speaks: lab, pretrained or a folder")
+    parser.add_argument("--sentences", type=int, default=40, help="of data/heldout.txt, from the first on")
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument(
+        "--guard", action="store_true", help="the prompts of data/provoking.txt, with and without guard"
+    )
+    parser.add_argument("--output", type=Path, help="CSV (default: data/trials_MODEL.csv or data/guard_MODEL.csv)")
+    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
+    options = parser.parse_args(arguments)
+    if options.sentences < 1:
+        parser.error(f"--sentences {options.sentences}: must be at least 1")
+    tts = load(options.model, device="cpu", watermark=False)
+    kind, name = "guard" if options.guard else "trials", Path(options.model).name
+    record = Record(options.output or REPOSITORY / "data" / f"{kind}_{name}.csv", options.resume)
+    facts = machine_facts() | {"model": name, "dtype": "float32"}
+    record.check(facts)
+    try:
+        if options.guard:
+            provoke(tts, PROVOKING.read_text().splitlines(), record, seed=options.seed, facts=facts)
+        else:
+            texts = HELD_OUT.read_text().splitlines()[: options.sentences]
+            run(tts, texts, WAYS, record, seed=options.seed, facts=facts)
+    except KeyboardInterrupt:
+        raise SystemExit(record.hint()) from None
+    print(f"wrote {record.finish()}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""A model from disk, or from a seed."""

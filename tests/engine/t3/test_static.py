@@ -1,0 +1,192 @@
+from __future__ import annotations
+
+import gc
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXT
+from torch.utils._python_dispatch import TorchDispatchMode
+
+import chatterbox_lab as lab
+from chatterbox_lab.engine import linears
+from chatterbox_lab.engine.settings import READ_BESIDE
+from chatterbox_lab.engine.stream import conditioning, encode_text
+from chatterbox_lab.engine.t3 import attention, static
+from chatterbox_lab.engine.t3.decode import embed, prompt
+
+TEXTS = (TEXT, "No.", "One two three, four five six, seven eight nine; and ten to finish this long sentence with.")
+
+
+def prefill(tts: Any, text: str = TEXT) -> tuple[torch.Tensor, tuple[int, int]]:
+    with torch.inference_mode():
+        return prompt(tts.t3, conditioning(tts, 0.5), encode_text(tts, text))
+
+
+@pytest.mark.parametrize("mode", READ_BESIDE)
+@pytest.mark.parametrize("text", TEXTS)
+def test_same_seed_same_tokens_as_upstream(tts: Any, mode: str, text: str) -> None:
+    for seed in range(2):
+        fixed = {"seed": seed, "max_new_tokens": 30, "ignore_eos": True}
+        expected = lab.upstream_tokens(tts, text, **fixed)
+        assert torch.equal(lab.speech_tokens(tts, text, analyzer=mode, backend="static", **fixed), expected)
+
+
+@pytest.mark.parametrize("heads", [attention.FORK_HEADS, attention.LATER_HEADS])
+def test_states_and_rows_are_those_of_transformers(tts: Any, heads: attention.Heads) -> None:
+    embeds, text = prefill(tts)
+    ours = static.StaticT3(tts.t3.tfmr, "probe", text, embeds.shape[1] + 20, heads)
+    theirs = attention.Attention(tts.t3.tfmr, "probe", text, heads)
+    for position in range(20):
+        states = [attend(embeds) for attend in (ours, theirs)]
+        torch.testing.assert_close(*states, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(ours.rows, theirs.rows, rtol=1e-4, atol=1e-7)
+        embeds = embed(tts.t3, torch.tensor([[position * 7]]), position)
+
+
+def test_the_rotary_tables_are_the_models_own(tts: Any) -> None:
+    like = torch.zeros(1, dtype=torch.float32)
+    tables = static.rotary_tables(tts.t3.tfmr.rotary_emb, 300, like)
+    cosine, sine = (table[0] for table in tts.t3.tfmr.rotary_emb(like, torch.arange(300)[None]))
+    sine[:, : sine.shape[1] // 2] *= -1  # the sign that rotate_half gives to what it moves there
+    for table, model in zip(tables, (cosine, sine), strict=True):
+        torch.testing.assert_close(table, model, rtol=0, atol=0)
+
+
+def test_the_cache_is_made_once_and_stays_where_it_is(tts: Any) -> None:
+    embeds, text = prefill(tts)
+    attend = static.StaticT3(tts.t3.tfmr, "off", text, embeds.shape[1] + 2)
+    place = attend.cache.data_ptr()
+    for _ in range(3):
+        attend(embeds)
+        embeds = embeds[:, :1]
+    assert attend.cache.data_ptr() == place
+    with pytest.raises(ValueError, match=rf"position {attend.length + 1}: the cache was made for {attend.length}"):
+        attend(embeds)
+
+
+def test_the_guard_decides_as_with_transformers(tts: Any) -> None:
+    fixed = {"seed": 5, "max_new_tokens": 40, "guard": True, "analyzer": "probe"}
+    said = [lab.speech_tokens(tts, TEXT, backend=backend, **fixed) for backend in ("hf", "static")]
+    assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("mode", ["stock", "layer"])
+def test_modes_that_need_maps_are_refused(tts: Any, mode: str) -> None:
+    with pytest.raises(ValueError, match=f"analyzer='{mode}' with backend='static'"):
+        lab.StreamSettings(analyzer=mode, backend="static")
+    with pytest.raises(ValueError, match=f"mode='{mode}'"):
+        static.StaticT3(tts.t3.tfmr, mode, (0, 5), 10)
+
+
+def test_long_and_short_texts_are_attended_to_alike(tts: Any) -> None:
+    torch.manual_seed(0)
+    query, key, value = torch.randn(2, 16, 1, 64), torch.randn(2, 16, 300, 64), torch.randn(2, 16, 300, 64)
+    for length in (5, static._LONG, static._LONG + 1, 300):
+        given = query, key[:, :, :length], value[:, :, :length]
+        expected = torch.nn.functional.scaled_dot_product_attention(*given)
+        torch.testing.assert_close(static.attention(*given, None), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_half_precision_speaks(voice: Any) -> None:
+    tts = lab.load("tiny", device="cpu", dtype="bfloat16")
+    fixed = {"seed": 0, "max_new_tokens": 20, "ignore_eos": True}
+    said = [lab.speech_tokens(tts, TEXT, backend=backend, **fixed) for backend in ("hf", "static")]
+    assert torch.equal(*said)
+
+
+@pytest.mark.parametrize("chosen", [{}, {"weights": "int8"}, {"analyzer": "probe", "guard": True}])
+def test_nothing_on_this_path_warns(chosen: dict[str, Any]) -> None:
+    with attention.catch_warnings() as caught:
+        tts = lab.load("tiny", device="cpu", watermark=False)
+        for _ in range(2):
+            lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, ignore_eos=True, backend="static", **chosen)
+    assert not caught
+
+
+def test_a_voice_is_prefilled_once(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    positions: list[int] = []
+    run = static.StaticT3.run
+
+    def counted(self: Any, hidden: torch.Tensor, *rest: Any) -> Any:
+        positions.append(hidden.shape[1])
+        return run(self, hidden, *rest)
+
+    monkeypatch.setattr(static.StaticT3, "run", counted)
+    linears._kept.clear()
+    for text in TEXTS:
+        embeds, where = prefill(tts, text)
+        attend = static.StaticT3(tts.t3.tfmr, "probe", where, embeds.shape[1])
+        states = attend.prefill(embeds, where[0])
+        whole = attention.Attention(tts.t3.tfmr, "probe", where)
+        torch.testing.assert_close(states, whole(embeds)[:, where[0] :], rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(attend.rows, whole.rows, rtol=1e-4, atol=1e-7)
+    assert positions.count(where[0]) == 1
+    assert len(positions) == 1 + len(TEXTS)
+
+
+def test_the_conditioning_is_made_once_for_a_voice(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = []
+    encode = tts.t3.cond_enc.forward
+    monkeypatch.setattr(tts.t3.cond_enc, "forward", lambda cond: made.append(cond) or encode(cond))
+    linears._kept.clear()
+    for exaggeration, count in ((0.5, 1), (0.5, 1), (0.9, 2), (0.9, 2), (0.5, 3)):
+        prompt(tts.t3, conditioning(tts, exaggeration), encode_text(tts, TEXT))
+        assert len(made) == count
+
+
+@pytest.mark.parametrize("backend", ["hf", "static"])
+def test_another_voice_is_heard_at_once(tts: Any, backend: str) -> None:
+    for exaggeration in (0.5, 2.0, 0.5):
+        fixed = {"seed": 1, "max_new_tokens": 30, "ignore_eos": True, "exaggeration": exaggeration}
+        assert torch.equal(
+            lab.speech_tokens(tts, TEXT, backend=backend, **fixed), lab.upstream_tokens(tts, TEXT, **fixed)
+        )
+
+
+class Work(TorchDispatchMode):
+    """Counts operators, and the bytes of what they return anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        self.count += 1
+        if isinstance(found, torch.Tensor) and not func.is_view:
+            self.bytes += found.numel() * found.element_size()
+        return found
+
+
+@pytest.mark.parametrize("mode", READ_BESIDE)
+def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(static, "_LONG", 0)  # the early one in the kernels of the late one
+    embeds, text = prefill(tts)
+    attend = static.StaticT3(tts.t3.tfmr, mode, text, embeds.shape[1] + 900)
+    attend(embeds)
+    work = []
+    for length in (80, 800):
+        attend.length = embeds.shape[1] + length
+        with Work() as counted:
+            attend(embeds[:, :1])
+        work.append((counted.count, counted.bytes))
+    early, late = work
+    assert late[0] == early[0]
+    config = tts.t3.tfmr.config
+    scores = (
+        720 * config.num_attention_heads * 4
+    )  # bytes: nothing else may be as long as the text, least of all a cache
+    assert late[1] - early[1] <= scores * (2 * 2 * config.num_hidden_layers + 20 * len(attend.heads))
+
+
+def test_calls_leave_no_memory_behind(tts: Any) -> None:
+    def tensors() -> int:
+        gc.collect()
+        return sum(issubclass(type(thing), torch.Tensor) for thing in gc.get_objects())
+
+    counts = []
+    for seed in range(4):
+        lab.speech_tokens(tts, TEXT, seed=seed, max_new_tokens=10, ignore_eos=True, backend="static")
+        counts.append(tensors())
+    assert counts[1] == counts[3]

@@ -1,0 +1,115 @@
+from __future__ import annotations
+
+import gc
+import weakref
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from conftest import TEXT
+
+import chatterbox_lab as lab
+from chatterbox_lab.engine import linears
+
+SHAPES = [((96, 96, 96), 96), ((40, 24), 64), ((128,), 32)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("rows", [1, 2, 30])
+@pytest.mark.parametrize(("outs", "width"), SHAPES)
+def test_stacked_layers_give_what_each_alone_gives(
+    outs: tuple[int, ...], width: int, rows: int, dtype: torch.dtype
+) -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(out, width, dtype=dtype) for out in outs]
+    states = torch.randn(2, rows, width, dtype=dtype)
+    found = linears.Stacked(weights)(states)
+    expected = torch.cat([F.linear(states, weight) for weight in weights], dim=-1)
+    assert found.dtype == dtype
+    torch.testing.assert_close(found, expected, **({"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_int8_is_close_for_few_rows_and_exact_for_many(dtype: torch.dtype) -> None:
+    torch.manual_seed(0)
+    weights = [torch.randn(256, 512, dtype=dtype), torch.randn(128, 512, dtype=dtype)]
+    stacked = linears.Stacked(weights, "int8")
+    for rows, exact in ((1, False), (2, False), (8, True)):
+        states = torch.randn(2, rows, 512, dtype=dtype)
+        expected = torch.cat([F.linear(states, weight) for weight in weights], dim=-1).float()
+        error = float((stacked(states).float() - expected).norm() / expected.norm())
+        assert error == 0 if exact else 0 < error < 0.02
+
+
+def test_what_is_kept_is_made_again_for_other_weights() -> None:
+    layer, made = torch.nn.Linear(4, 4), []
+    for _ in range(2):
+        linears.kept(layer, "key", lambda: made.append(1))
+    assert len(made) == 1
+    with torch.no_grad():
+        layer.weight.mul_(2)
+    linears.kept(layer, "key", lambda: made.append(1))
+    assert len(made) == 2
+    layer.to(torch.bfloat16)
+    linears.kept(layer, "key", lambda: made.append(1))
+    assert len(made) == 3
+
+
+@pytest.mark.parametrize("chosen", [{}, {"weights": "int8"}])
+def test_a_model_that_is_let_go_takes_everything_with_it(chosen: dict[str, str]) -> None:
+    tts = lab.load("tiny", device="cpu", watermark=False)
+    lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, backend="static", **chosen)
+    there = [weakref.ref(module) for module in (tts.t3, tts.t3.tfmr, tts.t3.speech_head)]
+    del tts
+    gc.collect()
+    assert [module() for module in there] == [None] * 3
+
+
+def test_layers_that_are_no_plain_linear_ones_are_refused() -> None:
+    tts = lab.load("tiny", device="cpu", watermark=False)
+    layer = tts.t3.tfmr.layers[2].mlp
+    layer.up_proj = torch.nn.Sequential(layer.up_proj)
+    with pytest.raises(ValueError, match="a Sequential where a plain Linear was: use backend='hf'"):
+        lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, backend="static")
+
+
+def test_a_model_made_in_inference_mode_speaks() -> None:
+    with torch.inference_mode():
+        tts = lab.load("tiny", device="cpu", watermark=False)
+        assert len(lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, ignore_eos=True, backend="static")) == 3
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_the_head_is_the_modules_own(dtype: str) -> None:
+    tts = lab.load("tiny", device="cpu", dtype=dtype, watermark=False)
+    head = tts.t3.speech_head
+    hidden = torch.randn(2, 1, head.in_features, dtype=head.weight.dtype)
+    with torch.inference_mode():
+        torch.testing.assert_close(linears.head_linear(head)(hidden), head(hidden))
+        plain = torch.nn.Linear(8, 8)
+        assert linears.head_linear(plain) is plain  # a bias is none of ours
+
+
+def test_int8_speaks_and_says_other_tokens_only_by_rounding(tts: Any) -> None:
+    fixed = {"seed": 0, "max_new_tokens": 20, "ignore_eos": True, "backend": "static"}
+    loaded, rounded = (lab.speech_tokens(tts, TEXT, weights=kind, **fixed) for kind in ("loaded", "int8"))
+    assert len(loaded) == len(rounded) == 20
+    assert loaded[0] == rounded[0]  # the prefill is not rounded
+
+
+@pytest.mark.parametrize("backend", ["hf", "compile", "graph"])
+def test_int8_needs_the_static_backend(backend: str) -> None:
+    with pytest.raises(ValueError, match=f"weights='int8' with backend='{backend}': only 'static'"):
+        lab.StreamSettings(weights="int8", backend=backend)
+
+
+def test_a_model_speaks_with_the_weights_it_has_now() -> None:
+    tts = lab.load("tiny", device="cpu", watermark=False)
+    fixed = {"seed": 0, "max_new_tokens": 5, "ignore_eos": True, "backend": "static"}
+    lab.speech_tokens(tts, TEXT, **fixed)
+    with torch.no_grad():
+        for weight in tts.t3.tfmr.layers[3].parameters():
+            weight.mul_(1.5)
+    expected = lab.upstream_tokens(tts, TEXT, seed=0, max_new_tokens=5, ignore_eos=True)
+    assert torch.equal(lab.speech_tokens(tts, TEXT, **fixed), expected)

@@ -1,0 +1,307 @@
+"""The explorer in a real browser: JupyterLab in a subprocess, a headless Chromium, and the notebook's own cells."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import nbformat
+import pytest
+from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+REPOSITORY = Path(__file__).resolve().parents[2]
+NOTEBOOK = REPOSITORY / "notebooks" / "03_chunk_sweep.ipynb"
+TAGS = ("parameters", "setup", "explorer")
+NEWEST = ".cbl-newest .cbl-player"
+TOKEN = "only-for-this-test"
+PATIENCE = 120_000  # milliseconds; what takes seconds alone takes longer on a machine shared with other work
+CHROMIUM = ("--no-sandbox", "--disable-gpu", "--disable-dev-shm-usage")
+
+# Keeps what the page schedules on its audio clock, and can render that again, as fast as it goes.
+LISTEN = """
+window.scheduled = [];
+const start = AudioBufferSourceNode.prototype.start;
+AudioBufferSourceNode.prototype.start = function (when, offset) {
+  if (this.context instanceof AudioContext) window.scheduled.push({ source: this, when, offset });
+  return start.call(this, when, offset);
+};
+const close = AudioContext.prototype.close;
+AudioContext.prototype.close = function () {
+  this.closing = true;
+  return close.call(this);
+};
+window.sounding = () => new Set(window.scheduled.map(({ source }) => source.context).filter((c) => !c.closing)).size;
+window.chunks = () => window.scheduled.map(({ source, when, offset }) => (
+  { at: when * source.context.sampleRate, offset, length: source.buffer.length, rate: source.buffer.sampleRate }));
+window.loudestDifference = async () => {
+  const wanted = window.scheduled.flatMap(({ source }) => [...source.buffer.getChannelData(0)]);
+  const { source, when } = window.scheduled[0];
+  const first = Math.round(when * source.context.sampleRate);
+  const context = new OfflineAudioContext(1, first + wanted.length, source.context.sampleRate);
+  for (const { source, when, offset } of window.scheduled) {
+    const copy = new AudioBufferSourceNode(context, { buffer: source.buffer });
+    copy.connect(context.destination);
+    copy.start(when, offset);
+  }
+  const heard = (await context.startRendering()).getChannelData(0).subarray(first);
+  return Math.max(...wanted.map((sample, index) => Math.abs(sample - heard[index])));
+};
+"""
+
+# A browser whose autoplay policy wants a click first; Playwright's own calls count as such for the real policy.
+RELUCTANT = "AudioContext = class extends AudioContext { constructor(o) { super(o); this.suspend(); } };"
+
+
+def notebook() -> nbformat.NotebookNode:
+    """The explorer's part of notebook 03."""
+    whole = nbformat.read(NOTEBOOK, as_version=4)
+    whole.cells = [cell for cell in whole.cells if set(TAGS) & set(cell.metadata.get("tags", []))]
+    whole.metadata.pop("widgets", None)
+    for cell in whole.cells:
+        cell.outputs = []
+    return whole
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """The address of the notebook in a JupyterLab of its own, which knows nothing of the user's settings."""
+    home = tmp_path_factory.mktemp("jupyter")
+    (home / "work").mkdir()
+    nbformat.write(notebook(), home / "work" / "explorer.ipynb")
+    quiet = home / "settings" / "@jupyterlab" / "apputils-extension" / "notification.jupyterlab-settings"
+    quiet.parent.mkdir(parents=True)
+    quiet.write_text(json.dumps({"fetchNews": "false", "checkForUpdates": False}))
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port = probe.getsockname()[1]
+    own = {name: str(home / name.lower()) for name in ("JUPYTER_CONFIG_DIR", "JUPYTER_RUNTIME_DIR", "IPYTHONDIR")}
+    settings = {
+        "HOME": str(home), "JUPYTERLAB_SETTINGS_DIR": str(home / "settings"), "PYTHONPATH": str(REPOSITORY),
+        "OMP_NUM_THREADS": "1",  # threads that wait for a core which the browser has spin, and all becomes slow
+    }  # fmt: skip
+    command = [
+        sys.executable, "-m", "jupyterlab", "--no-browser", "--allow-root", f"--ServerApp.port={port}",
+        "--ServerApp.port_retries=0", f"--ServerApp.root_dir={home / 'work'}", f"--IdentityProvider.token={TOKEN}",
+    ]  # fmt: skip
+    with (home / "log").open("w") as log:
+        process = subprocess.Popen(
+            command, env=os.environ | own | settings, stdout=log, stderr=log, cwd=home, start_new_session=True
+        )
+    try:
+        wait_until_up(process, f"http://127.0.0.1:{port}/api/status?token={TOKEN}", home / "log")
+        yield f"http://127.0.0.1:{port}/lab/tree/explorer.ipynb?token={TOKEN}"
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)  # it takes its kernels along, which have process groups of their own
+        try:
+            process.wait(30)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def wait_until_up(process: subprocess.Popen[bytes], address: str, log: Path) -> None:
+    end = time.monotonic() + PATIENCE / 1000
+    while time.monotonic() < end and process.poll() is None:
+        try:
+            with urllib.request.urlopen(address, timeout=5):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"JupyterLab did not come up:\n{log.read_text()[-2000:]}")
+
+
+@pytest.fixture(scope="module")
+def page(server: str) -> Iterator[Page]:
+    """The notebook with all of its cells run."""
+    chromium = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+    if chromium is None:
+        refuse = pytest.fail if os.environ.get("CI") == "true" else pytest.skip
+        refuse("no Chromium on this machine: apt install chromium, or put google-chrome on the PATH")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=CHROMIUM)
+        page = browser.new_page(viewport={"width": 1320, "height": 1400}, device_scale_factor=2)
+        page.set_default_timeout(PATIENCE)
+        expect.set_options(timeout=PATIENCE)
+        page.add_init_script(LISTEN)
+        page.goto(server)
+        expect(page.get_by_role("button", name="Python 3 (ipykernel) | Idle")).to_be_visible()  # no kernel, no run
+        page.get_by_role("menuitem", name="Run", exact=True).click()
+        page.get_by_text("Run All Cells", exact=True).click()
+        expect(page.locator(NEWEST)).to_be_visible()
+        yield page
+        browser.close()
+
+
+def field(page: Page, name: str) -> Locator:
+    return page.locator(f".cbl-field-{name}")
+
+
+def enter(page: Page, **values: Any) -> None:
+    """Types numbers into boxes and leaves them."""
+    for name, value in values.items():
+        box = field(page, name).locator("input[type=number]")
+        box.fill(str(value))
+        box.press("Tab")
+
+
+def button(page: Page, name: str) -> Locator:
+    return page.locator("button.jupyter-button", has_text=name).first
+
+
+def seen(page: Page) -> dict[str, Any]:
+    """What the newest player shows, read at one moment."""
+    data = dict(page.locator(NEWEST).evaluate("element => ({...element.dataset})"))
+    return data | {name: float(data[name]) for name in ("chunks", "underruns", "played", "chunksWhileStreaming")}
+
+
+def wait_for(page: Page, condition: str) -> dict[str, Any]:
+    """What the newest player shows once a condition on its data ``d`` holds."""
+    page.wait_for_function(f"() => (d => {condition})(document.querySelector('{NEWEST}')?.dataset)")
+    return seen(page)
+
+
+def run(page: Page, **values: Any) -> None:
+    """Clicks Generate and waits until the new run's player is there."""
+    enter(page, **values)
+    page.locator(NEWEST).evaluate("element => { element.dataset.before = true; }")
+    button(page, "Generate").click()
+    page.wait_for_selector(f"{NEWEST}:not([data-before])[data-state]")
+
+
+def test_a_slider_moves_and_its_box_follows(page: Page) -> None:
+    enter(page, chunk_size=25)
+    handle = field(page, "chunk_size").locator(".noUi-handle")
+    handle.focus()
+    handle.press("ArrowRight")
+    handle.press("ArrowRight")
+    expect(field(page, "chunk_size").locator("input[type=number]")).to_have_value("27")
+
+
+def test_a_bad_value_is_named_beside_its_field_until_it_is_corrected(page: Page) -> None:
+    enter(page, seed=-1)
+    message = field(page, "seed").get_by_role("alert")
+    expect(message).to_contain_text("seed=-1: must be a whole number, at least 0")
+    button(page, "Generate").click()
+    expect(page.get_by_text("Nothing was started")).to_be_visible()
+    enter(page, seed=0)
+    expect(message).to_have_count(0)
+
+
+def test_chunks_arrive_and_sound_while_the_kernel_generates(page: Page) -> None:
+    run(page, chunk_size=10, context_window=20, max_new_tokens=90)
+    data = wait_for(page, "d.state === 'streaming' && +d.chunks >= 3 && +d.played > 0")
+    assert data["chunksWhileStreaming"] >= 3
+    later = wait_for(page, f"+d.played > {data['played']}")
+    assert later["played"] > data["played"]
+    data = wait_for(page, "d.state === 'done'")
+    assert (data["chunks"], data["chunksWhileStreaming"]) == (9, 9)
+
+
+def test_chunks_join_at_the_very_sample(page: Page) -> None:
+    for _ in range(3):  # another process may slow one run down
+        page.evaluate("window.scheduled.length = 0")
+        run(page, chunk_size=30, context_window=25, max_new_tokens=90)
+        data = wait_for(page, "d.state === 'done' && d.sounding === 'false'")
+        chunks = page.evaluate("window.chunks()")
+        assert sum(chunk["length"] for chunk in chunks) == 90 * 960
+        assert {(chunk["rate"], chunk["offset"]) for chunk in chunks} == {(24000, 0)}
+        gaps = [after["at"] - chunk["at"] - chunk["length"] for chunk, after in itertools.pairwise(chunks)]
+        assert sum(gap > 1e-6 for gap in gaps) == data["underruns"]
+        if not data["underruns"]:
+            assert data["played"] == 3.6
+            assert page.evaluate("window.loudestDifference()") == 0
+            return
+    pytest.fail(f"underruns in each of 3 runs: {data}")
+
+
+@pytest.mark.parametrize("stop", [".jupyter-button:has-text('Stop')", f"{NEWEST} .cbl-stop"])
+def test_stop_ends_sound_and_generation_and_leaves_everything_usable(page: Page, stop: str) -> None:
+    run(page, chunk_size=40, context_window=25, max_new_tokens=1000)
+    wait_for(page, "+d.chunks >= 2 && +d.buffered > 0.8")
+    page.locator(stop).click()
+    page.wait_for_function("window.sounding() === 0")
+    stopped = wait_for(page, "d.state === 'stopped' && d.sounding === 'false'")
+    time.sleep(1)
+    assert seen(page) == stopped
+    assert stopped["played"] < 1.6 * stopped["chunks"] - 0.1  # in the midst of what it had
+    assert stopped["chunks"] < 25
+    run(page, chunk_size=25, context_window=25, max_new_tokens=50)
+    assert wait_for(page, "d.state === 'done'")["chunks"] == 2
+
+
+def test_only_one_player_sounds(page: Page) -> None:
+    while not page.locator(".cbl-compact").count():
+        run(page, chunk_size=25, context_window=25, max_new_tokens=50)
+        wait_for(page, "d.state === 'done'")
+    for first, second in ((NEWEST, ".cbl-compact"), (".cbl-compact", NEWEST)):
+        clicks = [f"document.querySelector('{player} .cbl-play').click();" for player in (first, second)]
+        assert page.evaluate(f"() => {{ {' '.join(clicks)} return window.sounding(); }}") == 1
+        expect(page.locator(second).first).to_have_attribute("data-sounding", "true")
+    page.locator(f"{NEWEST} .cbl-stop").click()
+    assert page.evaluate("window.sounding()") == 0
+
+
+def test_a_reloaded_page_gets_its_chunks_again_and_keeps_silent(page: Page) -> None:
+    run(page, chunk_size=25, context_window=25, max_new_tokens=50)
+    before = wait_for(page, "d.state === 'done' && d.sounding === 'false'")
+    save(page)
+    page.reload()
+    after = wait_for(page, "d && +d.chunks === 2")
+    assert (after["state"], after["sounding"]) == ("done", "false")
+    assert after["played"] == pytest.approx(before["played"], abs=0.3)  # told to the kernel five times a second
+    page.locator(f"{NEWEST} .cbl-play").click()
+    wait_for(page, "d.sounding === 'true' && +d.played > 0.2 && +d.played < 1.9")
+
+
+def test_a_browser_that_keeps_silent_asks_for_a_click(page: Page, server: str) -> None:
+    run(page, chunk_size=25, context_window=25, max_new_tokens=50)
+    wait_for(page, "d.state === 'done'")
+    save(page)
+    other = page.context.browser.new_page()
+    other.set_default_timeout(PATIENCE)
+    other.add_init_script(RELUCTANT)
+    other.goto(server)
+    wait_for(other, "d && +d.chunks === 2")
+    play = other.locator(f"{NEWEST} .cbl-play")
+    play.click()
+    expect(play).to_have_text("Click to hear")
+    assert seen(other)["played"] == 0
+    play.click()
+    assert wait_for(other, "+d.played > 0.2")["underruns"] == seen(page)["underruns"]
+    expect(play).to_have_text("Replay")
+    other.close()
+
+
+def save(page: Page) -> None:
+    page.keyboard.press("Control+s")
+    expect(page.locator(".jp-mod-dirty")).to_have_count(0)
+
+
+def test_picture(page: Page) -> None:
+    """Only with a path in CHATTERBOX_LAB_SCREENSHOT: a run and one that was kept, for documentation."""
+    path = os.environ.get("CHATTERBOX_LAB_SCREENSHOT")
+    if not path:
+        pytest.skip("CHATTERBOX_LAB_SCREENSHOT names no file")
+    kept = page.locator(".cbl-compact")
+    for _ in range(kept.count()):
+        count = kept.count()
+        page.get_by_role("button", name="Remove").first.click()
+        expect(kept).to_have_count(count - 1)
+    for chunk_size in 2 * (50, 10, 25):  # the first time warms up
+        run(page, chunk_size=chunk_size, context_window=2 * chunk_size, max_new_tokens=200)
+        wait_for(page, "d.state === 'done' && d.sounding === 'false'")
+    for count in (3, 2):
+        page.get_by_role("button", name="Remove").last.click()
+        expect(kept).to_have_count(count)
+    page.locator(".jp-OutputArea-output:has(.cbl-player)").last.screenshot(path=path)

@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+from chatterbox_lab.study import records
+
+
+@pytest.fixture(autouse=True)
+def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("CHATTERBOX_LAB_OUTPUT", str(tmp_path))
+
+
+def test_every_measurement_knows_its_machine() -> None:
+    facts = records.machine_facts("cpu")
+    assert facts["device"] == "cpu"
+    assert facts["cores"] >= 1
+    assert facts["torch"] == torch.__version__.split("+")[0]
+    assert facts["transformers"] == "4.46.3"
+    assert facts["chatterbox-streaming"] == "0.1.2"
+    assert not any(isinstance(value, str) and "/" in value for value in facts.values())
+
+
+def test_results_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    table = pd.DataFrame({"rtf": [0.5, 0.6]})
+    path = records.save_results(table, "runs", {"machine": "here"})
+    assert path == tmp_path / "data" / "runs.csv"
+    before = path.read_bytes()
+
+    def half(self: pd.DataFrame, target: Path, **_: Any) -> None:
+        target.write_text("rtf\n0.")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(pd.DataFrame, "to_csv", half)
+    with pytest.raises(KeyboardInterrupt):
+        records.save_results(table, "runs", {})
+    assert path.read_bytes() == before
+    assert [file.name for file in path.parent.iterdir()] == ["runs.csv"]
+
+
+def test_a_missing_record_names_what_there_is() -> None:
+    assert "4.46.3" in set(records.load_results("transformers")["transformers"])
+    with pytest.raises(FileNotFoundError, match=r"'nothing'.*transformers"):
+        records.load_results("nothing")
+
+
+FACTS = {"device": "cpu", "machine": "here", "torch": "2.6.0", "date": "2026-01-01"}
+
+
+def test_a_record_keeps_the_last_complete_file_until_it_is_finished(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    path.write_text("round\n7\n")
+    record = records.Record(path)
+    record.add([{"round": 0} | FACTS])
+    assert path.read_text() == "round\n7\n"
+    with pytest.raises(ValueError, match=r"runs\.unfinished\.csv"):
+        records.Record(path)
+    again = records.Record(path, resume=True)
+    again.add([{"round": 1} | FACTS])
+    assert pd.read_csv(again.finish())["round"].tolist() == [0, 1]
+    assert [file.name for file in tmp_path.iterdir()] == ["runs.csv"]
+
+
+def test_a_record_mixes_no_machines(tmp_path: Path) -> None:
+    record = records.Record(tmp_path / "runs.csv")
+    record.add([{"round": 0} | FACTS])
+    record.check(FACTS | {"date": "2026-01-02"})
+    record.check(FACTS | {"device": "cuda", "torch": "2.11.0"})
+    with pytest.raises(ValueError, match=r"torch 2\.6\.0, here it is 2\.11\.0"):
+        record.check(FACTS | {"torch": "2.11.0"})
+
+
+def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    later = "not measured on a GPU yet"
+    findings = [("it is fast", True, "0.5"), ("it is free", False, "7"), ("it is green", later, "so", "a GPU")]
+    table = records.conclude("00_test", findings, {"machine": "here"})
+    assert table["verdict"].tolist() == ["reproduced", "not reproduced", later]
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()] == [
+        "general:", "0.5", "7", "GPU:", "so",
+    ]  # fmt: skip
+    kept = pd.read_csv(tmp_path / "data" / "00_verdicts.csv")
+    assert kept["verdict"].tolist() == table["verdict"].tolist()
+    assert set(kept["notebook"]) == {"00_test"}
+
+
+def test_records_of_one_kind_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    (tmp_path / "data").mkdir()
+    facts = FACTS | {"cores": 2, "model": "random", "dtype": "float32", "commit": "0012345"}
+    for name, more in {
+        "cpu": {},
+        "gpu_2.6": {"machine": "GPU", "device": "cuda"},
+        "gpu_2.11": {"machine": "GPU", "device": "cuda"},
+        "plain": {"watermark": False},
+        "cpu.unfinished": {"machine": "half"},
+    }.items():
+        pd.DataFrame([{"rtf": 1.0} | facts | more]).to_csv(tmp_path / "data" / f"bench_{name}.csv", index=False)
+    found = records.recorded("bench").set_index("file")
+    assert found["record"].to_dict() == {
+        "bench_cpu": "here, 2 cores, random, float32",
+        "bench_gpu_2.11": "GPU, random, float32 (bench_gpu_2.11)",
+        "bench_gpu_2.6": "GPU, random, float32 (bench_gpu_2.6)",
+        "bench_plain": "here, 2 cores, random, float32, no watermark",
+    }
+    assert set(found["commit"]) == {"0012345"}
+    plain = records.recorded("bench", leave_out=["dtype", "watermark"]).set_index("file")["record"]
+    assert plain["bench_plain"] == "here, 2 cores, random (bench_plain)"
+    with pytest.raises(FileNotFoundError, match=r"layers_\*\.csv"):
+        records.recorded("layers")

@@ -1,0 +1,118 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+from conftest import trace
+
+import chatterbox_lab as lab
+from chatterbox_lab.study import s3gen_ladder as prices
+from chatterbox_lab.study.records import Record
+
+NAMES = ["5 Euler steps", "each frame once", "and a prompt of 3 s"]
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    path = tmp_path_factory.mktemp("prices") / "prices.csv"
+    arguments = ["--rungs", *NAMES, "--chunk-size", "4", "8", "--rounds", "2", "--long", "6", "--device", "cpu"]
+    assert prices.main([*arguments, "--output", str(path)]) == 0
+    return pd.read_csv(path)
+
+
+def test_every_rung_renders_every_chunk(climbed: pd.DataFrame) -> None:
+    chunks = climbed[climbed["run"] == "chunks"]
+    counts = chunks.groupby(["chunk_size", "context_window", "rung"])["round"].apply(list)
+    assert set(counts.index) == {(c, 2 * c, n) for c in (4, 8) for n in (prices.STOCK, prices.EXACT, *NAMES)}
+    assert all(sorted(rounds) == [-1, 0, 1] for rounds in counts)
+    assert (chunks["seconds"] > 0).all()
+
+
+def test_the_exact_rung_makes_the_released_mel_and_others_do_not(climbed: pd.DataFrame) -> None:
+    decibels = climbed[climbed["run"] == "chunks"].groupby("rung")["mel_decibels"].agg(["min", "max"])
+    assert decibels.loc[prices.STOCK, "max"] < 1e-4
+    assert (decibels.loc[NAMES, "min"] > 0.05).all()
+
+
+def test_the_summary_pairs_rounds_and_points_upwards() -> None:
+    rows = []
+    for number, slow in ((-1, 9.0), (0, 1.0), (1, 4.0)):  # the last round fell into a slow spell
+        for rung, seconds in ((prices.STOCK, 12.0), (prices.EXACT, 6.0), ("each frame once", 2.0)):
+            shape = {"run": "chunks", "chunk_size": 50, "context_window": 100, "mel_decibels": 0.0}
+            rows.append(shape | {"rung": rung, "round": number, "seconds": seconds * slow})
+    rows.append({"run": "about", "rung": "each frame once", "first_use_seconds": 3.0, "round": 0})
+    flops = {"flop": 3e12, "flops_float32": 1e12, "flops_bfloat16": 3e12}
+    rows.append({"run": "about", "rung": prices.STOCK, "chunk_size": 50, "context_window": 100, "round": 0} | flops)
+    table = pd.DataFrame(rows)
+    board = prices.summary(table).loc[50, 100]
+    assert board["to stock"].to_list() == pytest.approx([1, 2, 6])
+    assert board["to below"].to_list() == pytest.approx([1, 2, 3])
+    assert board.loc["each frame once", "first use (s)"] == 3
+    assert board.loc["each frame once", "RTF"] == pytest.approx(2.5)
+    floor = prices.floor(table).loc[50, 100]
+    assert floor.loc[prices.EXACT, "at that speed (s)"] == pytest.approx(3)
+    assert floor.loc[prices.EXACT, "share of the limit"] == pytest.approx(3 / 15)
+
+
+def test_arithmetic_is_counted(climbed: pd.DataFrame) -> None:
+    about = climbed[(climbed["run"] == "about") & climbed["flop"].notna()].set_index("chunk_size")
+    assert about.loc[8, "flop"] > about.loc[4, "flop"] > 1e8
+    assert (about[["flops_float32", "flops_bfloat16"]] > 1e8).all(axis=None)
+
+
+def test_late_chunks_over_early_ones() -> None:
+    rows = [{"run": "long", "round": 0, "chunk": n, "seconds": 1.0 if n < 20 else 1.5} for n in range(40)]
+    assert prices.late_over_early(pd.DataFrame(rows)).to_list() == [1.5]
+
+
+def test_the_released_code_gets_its_own_noise_back(tts: Any) -> None:
+    before, noise = trace(tts), tts.s3gen.flow.decoder.rand_noise
+    list(prices.climb(tts, prices.chosen_rungs([prices.EXACT]), 3, 4, 1))
+    assert tts.s3gen.flow.decoder.rand_noise is noise
+    assert trace(tts) == before
+
+
+def test_an_interrupted_measurement_goes_on(tts: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prices, "load", lambda *_, **__: tts)
+    arguments = ["--rungs", NAMES[0], "--chunk-size", "3", "5", "--rounds", "1", "--output", str(tmp_path / "p.csv")]
+    climb, calls = prices.climb, []
+
+    def interrupted(*args: Any) -> Any:
+        calls.append(args[2])
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return climb(*args)
+
+    monkeypatch.setattr(prices, "climb", interrupted)
+    assert prices.main(arguments) == 130
+    assert not (tmp_path / "p.csv").exists()
+    assert prices.main([*arguments, "--resume"]) == 0
+    assert calls == [3, 5, 5]  # what was done is not done again
+    table = Record.continued(tmp_path / "p.csv").table()
+    assert not table.duplicated(["run", "rung", "chunk_size", "round"]).any()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--rungs", "faster"], "rungs='faster': must be among stock, plain operations"),
+        (["--chunk-size", "0"], "chunk-size=0: must be a whole number, at least 1 and at most 250"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--model", "nowhere"], "model='nowhere'"),
+    ],
+)
+def test_what_is_wrong_is_said(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    with pytest.raises(SystemExit) as ended:
+        prices.main([*arguments, "--device", "cpu", "--output", str(tmp_path / "p.csv")])
+    assert ended.value.code == 2
+    assert message in capsys.readouterr().err
+
+
+def test_the_last_rung_is_the_preset() -> None:
+    last = prices.RUNGS[-1].plan
+    assert (last.mode, last.dtype, last.steps, last.prompt_tokens) == ("cached", "bfloat16", 5, 75)
+    assert prices.FlowPlan.of(lab.FAST) == last

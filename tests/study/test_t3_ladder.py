@@ -1,0 +1,175 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pandas as pd
+import pytest
+import torch
+
+import chatterbox_lab as lab
+from chatterbox_lab.engine import linears
+from chatterbox_lab.study import t3_ladder as ladder
+
+NAMES = ["static KV cache", "two-row products", "int8"]
+
+
+@pytest.fixture(scope="module")
+def climbed(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
+    path = tmp_path_factory.mktemp("ladder") / "ladder.csv"
+    arguments = ["--rungs", *NAMES, "--tokens", "17", "--rounds", "1", "--long", "25", "--long-rungs", *NAMES[1:]]
+    assert ladder.main([*arguments, "--output", str(path)]) == 0
+    return pd.read_csv(path)
+
+
+def test_every_rung_is_timed_in_every_round(climbed: pd.DataFrame) -> None:
+    short = climbed[climbed["run"] == "short"]
+    assert short.groupby(["rung", "round", "phase"])["tokens"].sum().xs("step", level="phase").eq(16).all()
+    assert set(short["round"]) == {-1, 0}
+    assert set(climbed[climbed["run"] == "long"]["rung"]) == set(NAMES[1:])
+    assert set(climbed["rung"]) == {ladder.STOCK, *NAMES}
+    assert (climbed["seconds"].dropna() > 0).all()
+
+
+def test_the_summary_compares_within_groups(climbed: pd.DataFrame) -> None:
+    found = ladder.summary(climbed)
+    assert list(found.index) == [ladder.STOCK, *NAMES]
+    assert found.loc[ladder.STOCK, "to stock"] == 1
+    assert found["logits error"].drop(ladder.STOCK).lt([1e-4, 1e-4, 0.1]).all()
+    assert found.loc["int8", "logits error"] > 1e-4
+    assert found.loc[NAMES[:2], "same tokens"].eq("17 of 17").all()
+    assert found["limit (ms)"].between(0, 1e3, inclusive="neither").all()
+    steps = climbed[(climbed["run"] == "short") & (climbed["round"] >= 0) & (climbed["phase"] == "step")]
+    own = steps[steps["rung"] == "int8"]
+    assert found.loc["int8", "ms/token"] == pytest.approx(1e3 * (own["seconds"] / own["tokens"]).median())
+
+
+def test_ratios_are_paired_and_point_upwards() -> None:
+    rows = []
+    for number, slow in ((0, 1.0), (1, 4.0)):  # the second round fell into a slow spell
+        for rung, ms in (("stock", 300.0), ("two-row products", 100.0), ("int8", 20.0)):
+            common = {"run": "short", "rung": rung, "round": number, "asked_tokens": 9}
+            rows.append(common | {"phase": "prefill", "first": 0, "tokens": 1, "seconds": 2.0, "same_tokens": 9})
+            rows.append(common | {"phase": "step", "first": 1, "tokens": 8, "seconds": 8 * ms * slow / 1e3})
+    for rung, below in (("stock", "stock"), ("two-row products", "stock"), ("int8", "two-row products")):
+        about = {"below": below, "limit_seconds": 0.01, "logits_error": 0.0, "first_use_seconds": 0.0}
+        rows.append({"run": "about", "rung": rung, "round": 0} | about)
+    found = ladder.summary(pd.DataFrame(rows))
+    assert found["to stock"].to_list() == pytest.approx([1, 3, 15])
+    assert found["to below"].to_list() == pytest.approx([1, 3, 5])
+    assert found.loc["int8", "ms/token"] == pytest.approx(50)
+    assert found.loc["int8", "share of limit"] == pytest.approx(0.2)
+
+
+def test_neighbours_change_from_turn_to_turn(monkeypatch: pytest.MonkeyPatch) -> None:
+    climb = ladder.Ladder("tiny", "cpu", NAMES[1:2])
+    order: list[str] = []
+
+    def tokens(rung: ladder.Rung, count: int) -> Any:
+        for _ in range(count):
+            order.append(rung.name)
+            yield torch.tensor([1])
+
+    monkeypatch.setattr(climb, "tokens", tokens)
+    climb.climb(25)
+    turns = [rung for number, rung in enumerate(order) if number == 0 or order[number - 1] != rung]
+    assert turns == [ladder.STOCK, NAMES[1], ladder.STOCK, NAMES[1], ladder.STOCK]  # a turn ends with who begins next
+
+
+def test_the_step_is_taken_apart(climbed: pd.DataFrame) -> None:
+    about = climbed[climbed["run"] == "about"].set_index("rung")
+    for name in NAMES:
+        assert about.loc[name, ["products", "attention", "rest"]].gt(0).all()
+
+
+def test_growth_is_read_from_the_long_run(climbed: pd.DataFrame) -> None:
+    times = ladder.growth(climbed)
+    assert list(times.index) == [1, 9, 17]
+    ratios = ladder.late_over_early(
+        pd.DataFrame({"flat": 5.0, "double": [5.0] * 50 + [10.0] * 60}, index=range(1, 881, 8))
+    )
+    assert ratios.to_dict() == {"flat": 1.0, "double": 2.0}
+
+
+def test_a_plain_rung_is_the_static_cache_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    few: dict[str, set[int]] = {}
+    climb = ladder.Ladder("tiny", "cpu", NAMES[:2])
+    columns = linears._columns
+    current: list[str] = []
+    monkeypatch.setattr(linears, "_columns", lambda *given: few.setdefault(current[0], set()).add(1) or columns(*given))
+    linears._kept.clear()
+    for rung in climb.rungs[1:]:
+        current[:] = [rung.name]
+        climb._shares(rung)
+    assert set(few) == {"two-row products"}
+    assert linears._FEW > 0
+
+
+def test_what_a_ladder_on_a_gpu_would_climb_exists() -> None:
+    for device in ("cpu", "cuda", "mps"):
+        there = ladder.rungs(device)
+        names = [rung.name for rung in there]
+        assert names[0] == ladder.STOCK
+        assert len(set(names)) == len(names)
+        for rung in there:
+            assert rung.below in names
+            assert lab.StreamSettings(**rung.settings)
+
+
+def test_the_rungs_speak_like_upstream_in_lockstep() -> None:
+    climb = ladder.Ladder("tiny", "cpu", NAMES[:2])
+    rows = climb.climb(25)
+    same = {row["rung"]: row["same_tokens"] for row in rows if "same_tokens" in row}
+    assert same == {ladder.STOCK: 25} | dict.fromkeys(NAMES[:2], 25)
+    assert not torch.is_inference_mode_enabled()
+    assert not any(module._forward_hooks for module in climb.models["float32"].t3.modules())
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["--rungs", "sky"], "rungs='sky': must be among stock, no attention maps"),
+        (["--rungs", "int8", "--long-rungs", "compiled"], "rungs='compiled': must be among stock, int8"),
+        (["--tokens", "3"], "tokens=3: must be a whole number, at least 17"),
+        (["--rounds", "0"], "rounds=0"),
+        (["--long", "-1"], "long=-1"),
+        (["--device", "abacus"], "device='abacus': not available"),
+        (["--model", "nowhere"], "model='nowhere'"),
+        (["--text", " "], "text=' ': must be a string with something to say"),
+    ],
+)
+def test_bad_requests_are_refused(
+    arguments: list[str], said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with pytest.raises(SystemExit) as stop:
+        ladder.main([*arguments, "--output", str(tmp_path / "x.csv")])
+    assert stop.value.code == 2
+    assert said in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())
+
+
+def test_an_interrupted_ladder_is_gone_on_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path, climb = tmp_path / "ladder.csv", ladder.Ladder.climb
+    climbed: list[int] = []
+
+    def interrupted(self: ladder.Ladder, count: int, number: int = 0, names: Any = None) -> list[dict[str, Any]]:
+        if len(climbed) == 2:
+            raise KeyboardInterrupt
+        climbed.append(number)
+        return climb(self, count, number)
+
+    command = ["--rungs", "int8", "--tokens", "17", "--rounds", "2", "--output", str(path)]
+    monkeypatch.setattr(ladder.Ladder, "climb", interrupted)
+    assert ladder.main(command) == 130
+    assert "--resume goes on" in capsys.readouterr().out
+    assert not path.exists()
+    before = pd.read_csv(path.with_suffix(".unfinished.csv"))
+    with pytest.raises(SystemExit):
+        ladder.main(command)
+    monkeypatch.setattr(ladder.Ladder, "climb", climb)
+    assert ladder.main([*command, "--resume"]) == 0
+    after = pd.read_csv(path)
+    pd.testing.assert_frame_equal(after.head(len(before)), before)
+    assert set(after[after["run"] == "short"]["round"]) == {-1, 0, 1}

@@ -1,0 +1,159 @@
+"""Listening trials: the same tokens in many ways, and what is concluded from them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pandas as pd
+import pytest
+import torch
+from conftest import TEXT
+
+import chatterbox_lab as lab
+from chatterbox_lab.engine.settings import BASELINE
+from chatterbox_lab.engine.t3.attention import count_spies, watch_layers
+from chatterbox_lab.patching import attribute
+from chatterbox_lab.study import hearing as quality
+from chatterbox_lab.study import records, trials
+from chatterbox_lab.study.upstream import upstream_tokens
+from chatterbox_lab.voices import load as models
+
+CODES = torch.randint(0, 6561, (30,), generator=torch.Generator().manual_seed(0))
+
+
+def way(how: str, **changes: object) -> trials.Way:
+    return trials.Way(how, BASELINE.replace(chunk_size=10, context_window=10, **changes))
+
+
+def table(errors: dict[str, list[int]], plcmos: dict[str, float] | None = None) -> pd.DataFrame:
+    """Ten words a sentence; a way's PLCMOS is 4 unless said."""
+    rows = [(str(i), way, count) for way, counts in errors.items() for i, count in enumerate(counts)]
+    found = pd.DataFrame(rows, columns=["text", "way", "errors"])
+    found["plcmos"] = found["way"].map(plcmos or {}).fillna(4.0).astype(float)
+    measured = ["dip", "reference_dip", "flux", "reference_flux", "mel_distance"]
+    return found.assign(words=10, wer=found["errors"] / 10, **dict.fromkeys(measured, 0.0))
+
+
+@pytest.mark.parametrize("how", ["whole", "upstream", "ours"])
+def test_every_way_makes_960_samples_of_a_token(tts: models.LabTTS, how: str) -> None:
+    chunks = trials.spoken(tts, CODES, way(how), seed=0)
+    assert len(chunks) == (1 if how == "whole" else 3)
+    assert sum(chunk.shape[1] for chunk in chunks) == 30 * 960
+
+
+def test_ours_is_what_a_stream_of_these_tokens_yields(tts: models.LabTTS) -> None:
+    settings = way("ours").settings
+    codes = lab.speech_tokens(tts, TEXT, settings, seed=3, max_new_tokens=25)
+    with attribute(tts, "watermarker", models.NoWatermark()):
+        stream = lab.generate_stream(tts, TEXT, settings, seed=3, max_new_tokens=25)
+        streamed = torch.cat([audio for audio, _ in stream], dim=1)
+    assert torch.equal(torch.cat(trials.spoken(tts, codes, trials.Way("ours", settings), seed=3), dim=1), streamed)
+
+
+def test_upstreams_way_fades_each_chunk_in_from_silence(tts: models.LabTTS) -> None:
+    theirs, ours = (trials.spoken(tts, CODES, way(how), seed=0) for how in ("upstream", "ours"))
+    assert theirs[1][0, :24].abs().max() < 0.1 * theirs[1].abs().max()
+    assert trials.seams(theirs) == [10 * 960, 20 * 960]
+    assert trials.seams(ours) == [10 * 960 - 480, 20 * 960 - 480]  # the cross-fade waits for the next chunk
+
+
+def test_the_half_fix_leaves_manual_attention_in_one_layer_and_nothing_behind(tts: models.LabTTS) -> None:
+    sound = upstream_tokens(tts, TEXT, BASELINE, seed=1, max_new_tokens=4)
+    with watch_layers(tts.t3.tfmr) as counts:
+        assert len(trials.half_fixed_tokens(tts, TEXT, BASELINE, seed=1, max_new_tokens=4)) == 4
+    assert [set(count) for count in counts] == [{"manual"} if layer == 9 else {"sdpa"} for layer in range(14)]
+    assert not any(count_spies(tts.t3.tfmr).values())
+    assert torch.equal(sound, upstream_tokens(tts, TEXT, BASELINE, seed=1, max_new_tokens=4))
+
+
+def test_a_run_has_a_row_for_each_sentence_and_way_and_can_be_gone_on_with(
+    tts: models.LabTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(trials, "speech_tokens", lambda *_, **__: CODES)
+    ways = {"whole": trials.Way("whole"), "ours": way("ours")}
+    record = records.Record(tmp_path / "trials.csv")
+    trials.run(tts, ["One."], ways, record, scores=False, facts={"device": "cpu"})
+    record = records.Record(tmp_path / "trials.csv", resume=True)
+    rows = trials.run(tts, ["One.", "Two."], ways, record, scores=False, facts={"device": "cpu"})
+    assert list(zip(rows["text"], rows["way"], strict=True)) == [(t, w) for t in ("One.", "Two.") for w in ways]
+    assert rows.loc[rows["way"] == "whole", "mel_distance"].eq(0).all()
+    assert rows.loc[rows["way"] == "ours", "mel_distance"].gt(0).all()
+
+
+def test_the_board_counts_words_and_bounds_the_change() -> None:
+    found = trials.board(table({"whole": [0, 1, 0, 1] * 5, "more": [3, 4, 3, 4] * 5, "other": [1, 0, 1, 0] * 5}))
+    assert found["wer"].to_dict() == pytest.approx({"whole": 0.05, "more": 0.35, "other": 0.05})
+    assert found.loc["more", ["wer_change", "wer_low", "wer_high"]].tolist() == pytest.approx([0.3] * 3)
+    assert found.loc["other", "wer_low"] < 0 < found.loc["other", "wer_high"]
+
+
+def test_long_sentences_count_for_more() -> None:
+    rows = table({"whole": [0, 0], "worse": [1, 0]})
+    rows.loc[rows["text"] == "1", "words"] = 90
+    assert trials.board(rows).loc["worse", "wer"] == pytest.approx(0.01)  # one error in a hundred words
+
+
+def test_the_board_can_be_read_against_any_way() -> None:
+    rows = table({"whole": [0] * 4, "ours": [2] * 4, "theirs": [3] * 4}, {"theirs": 3.5})
+    found = trials.board(rows, "ours")
+    assert found["wer_change"].to_dict() == pytest.approx({"whole": -0.2, "ours": 0, "theirs": 0.1})
+    assert found.loc["theirs", "plcmos_change"] == -0.5
+    assert trials.told(found.loc["theirs"]) == "WER +10.0 points (+10.0 to +10.0), PLCMOS -0.50 (-0.50 to -0.50)"
+
+
+@pytest.mark.parametrize(
+    ("errors", "plcmos", "judgement"),
+    [
+        ([0] * 8, 4.0, "as good"),
+        ([0] * 8, 3.95, "as good"),  # lower for sure, and too little to matter
+        ([0] * 8, 3.85, "worse"),
+        ([1] * 8, 4.0, "worse"),
+        ([0, 1] * 4, 4.0, "worse"),
+        ([0] * 7 + [1], 4.0, "undecided"),
+    ],
+)
+def test_a_way_is_worse_or_as_good_only_where_that_is_sure(errors: list[int], plcmos: float, judgement: str) -> None:
+    found = trials.board(table({"whole": [0] * 8, "way": errors}, {"way": plcmos}))
+    assert trials.judged(found.loc["way"]) == judgement
+
+
+def test_faults_are_counted_with_and_without_the_guard() -> None:
+    rows = pd.DataFrame(
+        {
+            "guard": [False, False, False, True],
+            "text_tokens": 10,
+            "tokens": [4, 20, 60, 20],
+            "ended": [True, True, False, True],
+            "tail": [0.0, 2.0, 0.1, 0.0],
+            "repeats": [0, 0, 1, 0],
+            "errors": [3, 0, 3, 0],
+            "words": 3,
+        }
+    )
+    found = trials.faults(rows, usual=2)
+    assert found.loc[False, trials.FAULTS].tolist() == [1, 1, 1, 1]
+    assert found.loc[True, trials.FAULTS].tolist() == [0, 0, 0, 0]
+    assert found["wer"].tolist() == [6 / 9, 0]
+
+
+def test_provoked_speech_ends_at_its_limit(tts: models.LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(trials, "_USUAL", 0)
+    monkeypatch.setattr(trials, "speech_tokens", lambda *_, **k: CODES.repeat(4)[: k["max_new_tokens"]])
+    rows = trials.provoke(tts, ["Yes."])
+    assert rows["guard"].tolist() == [False, True]
+    assert rows["tokens"].tolist() == [100, 100]
+    assert not rows["ended"].any()
+
+
+def test_the_silence_at_an_end_is_counted_in_seconds() -> None:
+    audio = torch.zeros(1, 24000)
+    audio[0, :12000] = 0.1
+    assert quality.silent_end(audio) == 0.5
+    assert quality.silent_end(torch.zeros(1, 2400)) == 0.1
+
+
+def test_there_are_a_hundred_prompts_and_a_hundred_sentences() -> None:
+    for file in (trials.PROVOKING, trials.HELD_OUT):
+        lines = file.read_text().splitlines()
+        assert len(set(lines)) == len(lines) == 100
+        assert all(line.strip() == line != "" for line in lines)
