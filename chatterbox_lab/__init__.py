@@ -52,7 +52,7 @@ __all__ = [
 # Imported on first use: the stack below them takes seconds, and settings and --help need none of it.
 _LAZY = {
     "StreamMetrics": "engine.clock",
-    "tune_torch": "engine.clock",
+    "tune_torch": "study.machine",
     "load": "voices.load",
     "generate": "engine.stream",
     "generate_stream": "engine.stream",

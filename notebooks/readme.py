@@ -7,11 +7,12 @@ from functools import partial
 
 import pandas as pd
 
+from chatterbox_lab.files import written_whole
 from chatterbox_lab.study import layers as profiler
 from chatterbox_lab.study import s3gen_ladder as prices
 from chatterbox_lab.study import streams as bench
 from chatterbox_lab.study import t3_ladder as ladder
-from chatterbox_lab.study.records import REPOSITORY, load_results, recorded, written_whole
+from chatterbox_lab.study.records import REPOSITORY, load_results, recorded
 from chatterbox_lab.training import evaluate
 
 README = REPOSITORY / "README.md"

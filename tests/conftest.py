@@ -6,6 +6,7 @@ import pytest
 import torch
 from hypothesis import settings
 
+from chatterbox_lab.voices import build
 from chatterbox_lab.voices import load as models
 
 settings.register_profile("lab", database=None, deadline=None, derandomize=True)  # the same examples everywhere
@@ -14,7 +15,7 @@ settings.load_profile("lab")
 TEXT = "Hello there, this is a test."
 
 
-def trace(tts: models.LabTTS) -> list[object]:
+def trace(tts: build.LabTTS) -> list[object]:
     """What is patched on the model: forwards and hooks of every layer, and the object's own attributes."""
     layers = [layer.self_attn for layer in tts.t3.tfmr.layers]
     hooks = [(dict(m._forward_hooks), dict(m._forward_pre_hooks)) for m in (*layers, tts.t3.speech_head)]
@@ -25,7 +26,7 @@ def trace(tts: models.LabTTS) -> list[object]:
 
 
 @pytest.fixture(scope="session")
-def voice() -> models.LabTTS:
+def voice() -> build.LabTTS:
     """The tiny model, built once; its voice prompt is cut short to make S3Gen quick."""
     tts = models.load("tiny", device="cpu", seed=0)
     gen = tts.conds.gen
@@ -35,7 +36,7 @@ def voice() -> models.LabTTS:
 
 
 @pytest.fixture
-def tts(voice: models.LabTTS) -> Iterator[models.LabTTS]:
+def tts(voice: build.LabTTS) -> Iterator[build.LabTTS]:
     """The shared model; the test fails if it leaves anything behind on it."""
     before, conds = trace(voice), voice.conds
     yield voice

@@ -15,8 +15,7 @@ from weakref import WeakKeyDictionary
 import torch
 import torch.nn.functional as F
 
-from ..patching import attribute
-from ..voices.load import FlowCodesHead
+from ..files import attribute
 
 Rows = Callable[[torch.Tensor], torch.Tensor]
 _FEW = 4
@@ -131,13 +130,15 @@ def _onednn(dtype: torch.dtype) -> bool:
 
 
 def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
-    """The speech head's product for hidden states (B, T, C), made as `Stacked` and kept with the head."""
-    if type(head) not in (torch.nn.Linear, FlowCodesHead) or head.bias is not None:
+    """The speech head's product for hidden states (B, T, C), made as `Stacked` and kept with the head.
+
+    A head may be a Linear that does something to its logits afterwards, in a method ``reachable``.
+    """
+    reachable = getattr(head, "reachable", None)
+    if (type(head) is not torch.nn.Linear and reachable is None) or head.bias is not None:
         return head
     product = kept(head, kind, lambda: Stacked([head.weight], kind))
-    if isinstance(head, FlowCodesHead):
-        return lambda hidden: head.reachable(product(hidden))
-    return product
+    return product if reachable is None else lambda hidden: reachable(product(hidden))
 
 
 def kept(module: torch.nn.Module, key: Any, make: Callable[[], Any]) -> Any:

@@ -20,8 +20,7 @@ import torch.nn.functional as F
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS, punc_norm
 
-from ..patching import attribute
-from ..voices.load import check_reference
+from ..files import attribute, check_recording
 from .clock import Chunks, Measured, StageClock, StreamMetrics, measured, synchronize
 from .overlap import in_turn, own_share, pipelined
 from .s3gen.flow import FlowPlan
@@ -145,7 +144,7 @@ def checked(
     if seed is not None:
         seed = whole_number("seed", seed, 0, 2**63 - 1)
     if recording is not None:
-        check_reference(recording)
+        check_recording(recording)
     elif tts.conds is None:
         raise ValueError("the model has no voice: call tts.prepare_conditionals(recording) first")
     return settings, encode_text(tts, text), seed, max_new_tokens

@@ -14,10 +14,11 @@ from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
 from ..engine.clock import StageClock
-from ..engine.schedule import TOKEN_SECONDS, Costs, timeline
+from ..engine.schedule import TOKEN_SECONDS, Costs
 from ..engine.settings import BASELINE, READ_BESIDE, StreamSettings, whole_number
 from ..engine.stream import checked, speech_tokens
-from .sweep import PROMPTS, measured_chunks
+from .chunks import PROMPTS, measured_chunks
+from .playout import timeline
 
 TARGETS = ("latency", "balanced", "rtf")
 HEADROOM = 1.5

@@ -28,11 +28,14 @@ from transformers import DynamicCache
 
 from ..engine.clock import synchronize
 from ..engine.settings import ANALYZERS, StreamSettings, whole_number
-from ..engine.t3.attention import FORK_HEADS, Attention, quiet, remove_spies
+from ..engine.t3.attention import FORK_HEADS, Attention, remove_spies
 from ..engine.t3.decode import embed
 from ..engine.t3.sampling import Sampling, sample
+from ..files import written_whole
 from ..voices.load import DTYPES, load, pick_device
-from .records import Record, machine_facts, output_folder, written_whole
+from .logs import quiet
+from .machine import machine_facts
+from .records import Record, output_folder
 
 MODES = ("released", *ANALYZERS)
 """The analyzer modes, and before them ``released``: ``stock`` with upstream's own spy copying its map to the host."""

@@ -3,67 +3,13 @@
 from __future__ import annotations
 
 import os
-import platform
-import subprocess
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import psutil
-import torch
 
 from ..files import REPOSITORY, written_whole
-
-RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
-
-
-def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a measurement ran on: processor, cores, memory, accelerator, versions, commit and date (UTC)."""
-    facts: dict[str, Any] = {
-        "machine": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name(),
-        "device": torch.device(device).type,
-        "cpu": _cpu_name(),
-        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
-        "threads": torch.get_num_threads(),
-        "memory_gib": round(psutil.virtual_memory().total / 2**30),
-        "system": platform.system(),
-        "python": platform.python_version(),
-        "cuda": torch.version.cuda or "none",
-    }
-    facts.update({name: _version(name) for name in RECORDED_PACKAGES})
-    facts["commit"] = commit()
-    facts["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
-    return facts
-
-
-def commit() -> str:
-    """The repository's short commit, ``+`` appended when the package differs from it; ``unknown`` outside git."""
-    git = ["git", "-C", str(REPOSITORY)]
-    try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        code = [str(REPOSITORY / "chatterbox_lab")]
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode == 0
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-    return head.stdout.strip() + ("" if clean else "+")
-
-
-def _cpu_name() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
-
-
-def _version(package: str) -> str:
-    try:
-        return version(package)
-    except PackageNotFoundError:
-        return "not installed"
 
 
 def output_folder(kind: str) -> Path:

@@ -207,7 +207,7 @@ def ask_for_maps(embeds: torch.Tensor) -> dict[str, Any]:
     """What ``output_attentions=True`` gives, and how the layers compute it."""
     import torch
 
-    from chatterbox_lab.engine.t3.attention import watch_layers
+    from chatterbox_lab.study.fallback import watch_layers
 
     prefill = {"inputs_embeds": embeds[:, :LENGTH], "use_cache": False}
     model = build("sdpa")
@@ -299,7 +299,7 @@ def read_with_probe(embeds: torch.Tensor) -> dict[str, Any]:
 @contextmanager
 def heard() -> Iterator[list[str]]:
     """Collects, once each, the texts that transformers logs and that Python warns with; filled at the end."""
-    from chatterbox_lab.engine.t3.attention import catch_warnings
+    from chatterbox_lab.study.logs import catch_warnings
 
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as raised, catch_warnings() as logged:

@@ -28,10 +28,11 @@ from ..engine.s3gen.render import Renderer
 from ..engine.s3gen.vocoder import folded
 from ..engine.schedule import TOKEN_SECONDS
 from ..engine.settings import FAST, StreamSettings, whole_number
-from ..engine.t3.attention import quiet
-from ..patching import attribute
+from ..files import attribute
 from ..voices.load import load, pick_device
-from .records import Record, machine_facts, output_folder
+from .logs import quiet
+from .machine import machine_facts
+from .records import Record, output_folder
 
 STOCK, EXACT = "stock", "plain operations"
 DECIBELS = 20 / math.log(10)

@@ -24,13 +24,14 @@ import torch
 from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
-from ..engine.clock import Measured, StreamMetrics, read_seconds, tune_torch
+from ..engine.clock import Measured, StreamMetrics
 from ..engine.settings import ANALYZERS, BACKENDS, READ_BESIDE, StreamSettings, whole_number
 from ..engine.stream import encode_text, generate_stream, speech_tokens, warm_up
-from ..engine.t3.attention import quiet
 from ..engine.t3.decode import step_bytes
 from ..voices.load import DTYPES, MODELS, load, pick_device
-from .records import Record, machine_facts, output_folder
+from .logs import quiet
+from .machine import machine_facts, read_seconds, tune_torch
+from .records import Record, output_folder
 from .s3gen_ladder import SOUNDS
 from .upstream import upstream_stream, upstream_tokens, upstream_whole
 

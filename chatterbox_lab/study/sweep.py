@@ -6,7 +6,6 @@
 from __future__ import annotations
 
 import argparse
-import json
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -21,20 +20,15 @@ from chatterbox.tts import ChatterboxTTS
 from joblib import Parallel, delayed
 from tqdm.auto import tqdm
 
-from ..engine.clock import Measured, StageClock
+from ..engine.clock import StageClock
 from ..engine.s3gen.render import Renderer
-from ..engine.schedule import playout
 from ..engine.settings import ANALYZERS, BACKENDS, BALANCED, SCHEDULES, StreamSettings, whole_number
-from ..engine.stream import generate_stream
-from ..engine.t3.attention import quiet
-from ..files import REPOSITORY
 from ..voices.load import DTYPES, MODELS, load, pick_device
-from .records import Record, machine_facts, output_folder
-
-PROMPTS: dict[str, str] = json.loads((REPOSITORY / "data" / "prompts.json").read_text(encoding="utf-8"))
-"""Texts of three lengths, by name."""
-TOKENS_PER_CHARACTER = 25 / 15
-"""Speech tokens in a character of English at an ordinary pace, 15 characters a second; random weights know no end."""
+from .chunks import PROMPTS, TOKENS_PER_CHARACTER, measured_chunks
+from .logs import quiet
+from .machine import machine_facts
+from .playout import playout
+from .records import Record, output_folder
 
 SETTING = ["chunk_size", "context_window", "analyzer", "backend", "weights", "schedule", "max_chunk_size"]
 """The columns that hold what was asked for."""
@@ -96,38 +90,6 @@ def grid(
     if not found:
         raise ValueError("chunk_sizes, context_windows, prompts and choices: each must have at least one value")
     return list(dict.fromkeys(found))
-
-
-def chunks_of(stream: Measured) -> Iterator[dict[str, Any]]:
-    """One row a chunk of a stream: what was new in it, when it arrived, and what each stage took, in seconds."""
-    before: dict[str, float] = {}
-    for number, (_, metrics) in enumerate(stream):
-        now = {
-            "new_tokens": metrics.tokens,
-            "audio_seconds": metrics.total_audio_duration,
-            "t3_seconds": metrics.t3_seconds,
-            "s3gen_seconds": metrics.s3gen_seconds,
-            "watermark_seconds": metrics.watermark_seconds,
-        }
-        row = {name: value - before.get(name, 0) for name, value in now.items()}
-        yield {"chunk": number, "arrival_seconds": metrics.total_generation_time} | row
-        before = now
-
-
-def measured_chunks(
-    tts: ChatterboxTTS, text: str, settings: StreamSettings, *, seed: int, tokens: int
-) -> Iterator[dict[str, Any]]:
-    """The rows of `chunks_of` for one utterance of ``tokens``, and the window that S3Gen worked on for each chunk.
-
-    ``window_tokens`` is the voice prompt, ``prompt_tokens``, with ``context_tokens`` and the new ones.
-    """
-    prompt, said = min(settings.prompt_tokens, tts.conds.gen["prompt_token"].shape[1]), 0
-    fixed = {"seed": seed, "max_new_tokens": tokens, "ignore_eos": True}
-    for row in chunks_of(generate_stream(tts, text, settings, **fixed)):
-        context = min(settings.context, said)
-        said += row["new_tokens"]
-        window = prompt + context + row["new_tokens"]
-        yield row | {"prompt_tokens": prompt, "context_tokens": context, "window_tokens": window}
 
 
 @dataclass(frozen=True)

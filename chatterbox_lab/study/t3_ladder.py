@@ -22,14 +22,16 @@ from chatterbox.tts import ChatterboxTTS
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from ..engine.clock import memory_in_use, read_seconds, synchronize
+from ..engine.clock import memory_in_use, synchronize
 from ..engine.linears import plain_products
 from ..engine.settings import StreamSettings, whole_number
 from ..engine.stream import conditioning, encode_text
-from ..engine.t3.attention import FORK_HEADS, quiet
+from ..engine.t3.attention import FORK_HEADS
 from ..engine.t3.decode import decode, prompt, step_bytes, stepper_of
 from ..voices.load import load, pick_device
-from .records import Record, machine_facts, output_folder
+from .logs import quiet
+from .machine import machine_facts, read_seconds
+from .records import Record, output_folder
 from .upstream import upstream_steps
 
 STOCK = "stock"

@@ -22,11 +22,11 @@ from tqdm import tqdm
 
 from ..engine.settings import ADAPTIVE, BASELINE, FAST, StreamSettings
 from ..engine.stream import encode_text, render, renderer_of, speech_tokens
-from ..files import REPOSITORY
-from ..patching import attribute
+from ..files import REPOSITORY, attribute
 from ..voices.load import load
 from .hearing import joins, listeners, repeats, silent_end, transcribe, word_errors
-from .records import Record, machine_facts
+from .machine import machine_facts
+from .records import Record
 from .upstream import upstream_tokens
 
 HELD_OUT = REPOSITORY / "data" / "heldout.txt"

@@ -17,8 +17,8 @@ from ..engine.clock import Chunks, Measured, StageClock, measured
 from ..engine.settings import BALANCED, StreamSettings
 from ..engine.stream import Call, checked, conditioning
 from ..engine.t3.attention import remove_spies, without_spies
-from ..patching import attribute
-from ..voices.load import NEVER
+from ..files import attribute
+from ..voices.head import NEVER
 
 
 def upstream_tokens(

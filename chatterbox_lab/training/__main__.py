@@ -16,6 +16,8 @@ import pandas as pd
 import tokenizers
 import torch
 
+from chatterbox_lab.voices import config
+
 from ..files import REPOSITORY, written_whole
 from ..voices.load import load, save
 from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
@@ -94,7 +96,7 @@ def _plan(name: str, options: argparse.Namespace) -> Plan:
     return replace(PLANS[name], **smoke | given)
 
 
-def _config(options: argparse.Namespace) -> voice.VoiceConfig:
+def _config(options: argparse.Namespace) -> config.ModelConfig:
     return voice.SMALL if options.smoke else voice.LAB
 
 

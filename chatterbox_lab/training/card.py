@@ -10,7 +10,7 @@ import pandas as pd
 import torch
 
 from ..files import written_whole
-from ..study.records import machine_facts
+from ..study.machine import machine_facts
 from . import evaluate
 from .corpus import TEACHER, Utterance
 from .text import words

@@ -16,7 +16,7 @@ from ..engine.stream import generate_stream, render
 from ..files import written_whole
 from ..study.hearing import listeners, transcribe, word_error_rate, word_errors
 from ..study.trials import HELD_OUT
-from ..voices.load import LabTTS
+from ..voices.build import LabTTS
 from .corpus import Utterance, read_aloud, utterance
 from .text import pronunciations, words
 from .tokens import codes

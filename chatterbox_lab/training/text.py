@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from ..files import written_whole
 from ..study.trials import HELD_OUT
-from ..voices.load import letter_tokenizer
+from ..voices.build import letter_tokenizer
 from .phones import FIRST_ID, SYMBOLS, spelled
 
 WORDNET = Path("/usr/share/wordnet")  # Debian's wordnet-base; its licence lets texts be used with notice

@@ -9,13 +9,14 @@ import torch
 from chatterbox.tts import Conditionals
 
 from ..voices import load as models
-from ..voices.load import LabTTS, VoiceConfig
+from ..voices.build import LabTTS
+from ..voices.config import ModelConfig
 from . import flow, t3, vocoder
 from .corpus import Utterance
 from .phones import FIRST_ID, SYMBOLS
 from .tokens import CodeEmbedding, codes
 
-LAB = VoiceConfig(
+LAB = ModelConfig(
     t3_size=160, t3_mlp=416, t3_layers=14, text_vocab=FIRST_ID + len(SYMBOLS), speech_vocab=6563, encoder_size=96,
     encoder_mlp=384, encoder_heads=2, encoder_blocks=3, encoder_up_blocks=1, unet_size=96, unet_heads=2,
     unet_head_size=48, unet_blocks=1, unet_mid_blocks=2, vocoder_size=128, vocoder_kernels=(3, 7), f0_size=64,
@@ -31,7 +32,7 @@ PROMPT_TOKENS = 50  # two seconds of the teacher, which every window of a stream
 STAGES = ("t3", "flow", "vocoder")
 
 
-def parts(config: VoiceConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
+def parts(config: ModelConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     """T3, flow and vocoder with new weights, as the stages train them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
@@ -60,7 +61,7 @@ def resume(name: str, module: torch.nn.Module, tts: LabTTS) -> None:
         raise ValueError(f"{name}: the voice has no {', '.join(missing)}")
 
 
-def assemble(folder: Path, config: VoiceConfig, prompt: Utterance) -> LabTTS:
+def assemble(folder: Path, config: ModelConfig, prompt: Utterance) -> LabTTS:
     """The voice from the averaged weights of the stages' checkpoints, new weights where there is none."""
     trained = parts(config)
     for name, module in trained.items():

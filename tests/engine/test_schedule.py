@@ -10,7 +10,8 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from chatterbox_lab.engine import schedule as pacing
-from chatterbox_lab.engine.schedule import TOKEN_SECONDS, Costs, growing, playout, timeline
+from chatterbox_lab.engine.schedule import TOKEN_SECONDS, Costs, growing
+from chatterbox_lab.study.playout import playout, timeline
 
 FADE = 0.02
 MOST = 250

@@ -12,7 +12,7 @@ import torch
 from conftest import TEXT
 
 import chatterbox_lab as lab
-from chatterbox_lab.voices import load as models
+from chatterbox_lab.voices import config
 
 BAD_SETTINGS: list[tuple[str, Any]] = [
     ("chunk_size", 0),
@@ -170,8 +170,8 @@ def test_settings_are_frozen_and_hashable() -> None:
 
 
 def test_the_tiny_voice_stays_small() -> None:
-    assert models.TINY.t3_layers >= 14
-    assert models.TINY.t3_heads >= 16
+    assert config.TINY.t3_layers >= 14
+    assert config.TINY.t3_heads >= 16
 
 
 def test_a_growing_chunk_needs_room_to_grow() -> None:

@@ -22,7 +22,7 @@ from chatterbox_lab.engine.s3gen.render import Renderer
 from chatterbox_lab.engine.s3gen.vocoder import Vocoder
 from chatterbox_lab.engine.settings import ANALYZERS
 from chatterbox_lab.engine.t3 import attention
-from chatterbox_lab.study import upstream
+from chatterbox_lab.study import fallback, upstream
 
 FIXED = {"seed": 0, "ignore_eos": True}
 
@@ -193,7 +193,7 @@ def test_upstreams_stream_is_cleared_away_after_it(tts: Any, end: str) -> None:
     chunks.close()
     assert audio.shape == (1, 3 * 960)
     assert 0 < metrics.t3_seconds + metrics.s3gen_seconds <= metrics.total_generation_time
-    assert attention.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
+    assert fallback.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
 
 
 def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
@@ -216,7 +216,7 @@ def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
             tensors = sum(type(found) is torch.Tensor for found in gc.get_objects())
             memory.append((tensors, psutil.Process().memory_info().rss))
     assert trace(tts) == before
-    assert attention.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
+    assert fallback.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
     assert memory[1][0] == memory[0][0]
     assert memory[1][1] - memory[0][1] < 16 * 2**20
 

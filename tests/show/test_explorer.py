@@ -16,7 +16,7 @@ from ipywidgets.widgets import widget as widget_module
 import chatterbox_lab as lab
 from chatterbox_lab.engine import stream
 from chatterbox_lab.engine.settings import ANALYZERS, BACKENDS, FLOWS, SCHEDULES
-from chatterbox_lab.show import explorer
+from chatterbox_lab.show import explorer, player
 from chatterbox_lab.show.explorer import Explorer
 from chatterbox_lab.study import costs as advice
 
@@ -263,7 +263,7 @@ def test_an_interrupt_leaves_everything_usable(lab_explorer: Explorer, monkeypat
     def interrupted(*_: Any) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(explorer.Player, "start", interrupted)
+    monkeypatch.setattr(player.Player, "start", interrupted)
     with pytest.raises(KeyboardInterrupt):
         lab_explorer.generate()
     monkeypatch.undo()

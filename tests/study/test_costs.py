@@ -9,17 +9,18 @@ import pandas as pd
 import pytest
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine.schedule import Costs, playout, timeline
+from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import BASELINE, StreamSettings
 from chatterbox_lab.study import costs as advice
-from chatterbox_lab.study import sweep
-from chatterbox_lab.voices.load import LabTTS
+from chatterbox_lab.study.playout import playout, timeline
+from chatterbox_lab.study.sweep import PARTS
+from chatterbox_lab.voices.build import LabTTS
 
 TRUE = Costs(token=0.007, prefill=0.04, chunk=0.02, window_token=0.0005)
 
 
 def chunks(costs: Costs, noise: float = 0.0, seed: int = 0) -> pd.DataFrame:
-    """What `sweep.measured_chunks` would say of a machine with these costs, each time off by at most ``noise``."""
+    """What `measured_chunks` would say of a machine with these costs, each time off by at most ``noise``."""
     draw = np.random.default_rng(seed)
     settings = StreamSettings(chunk_size=5, context_window=50, schedule="grow")
     rows = []
@@ -69,14 +70,14 @@ def test_too_few_chunks_are_refused() -> None:
 
 
 def test_a_window_fit_tells_the_prompt_from_the_rest_and_gives_the_same_costs() -> None:
-    rows = pd.DataFrame(sweep.PARTS, columns=["prompt_tokens", "context_tokens", "new_tokens"])
+    rows = pd.DataFrame(PARTS, columns=["prompt_tokens", "context_tokens", "new_tokens"])
     inside = rows["context_tokens"] + rows["new_tokens"]
     rows["s3gen_seconds"] = 0.01 + 0.0004 * rows["prompt_tokens"] + 0.0006 * inside
     found = advice.fit_windows(rows)
     assert found.coefficients["value"].to_dict() == pytest.approx(
         {"chunk": 0.01, "prompt_token": 0.0004, "window_token": 0.0006}
     )
-    for prompt, context, new in sweep.PARTS:
+    for prompt, context, new in PARTS:
         if prompt == found.costs.prompt_tokens:
             cost = 0.01 + 0.0004 * prompt + 0.0006 * (context + new)
             assert found.costs.render_seconds(new, context) == pytest.approx(cost)

@@ -7,7 +7,7 @@ import pandas as pd
 import pytest
 import torch
 
-from chatterbox_lab.study import records
+from chatterbox_lab.study import machine, records
 
 
 @pytest.fixture(autouse=True)
@@ -16,7 +16,7 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_every_measurement_knows_its_machine() -> None:
-    facts = records.machine_facts("cpu")
+    facts = machine.machine_facts("cpu")
     assert facts["device"] == "cpu"
     assert facts["cores"] >= 1
     assert facts["torch"] == torch.__version__.split("+")[0]

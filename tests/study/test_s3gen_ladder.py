@@ -8,6 +8,7 @@ import pytest
 from conftest import trace
 
 import chatterbox_lab as lab
+from chatterbox_lab.engine.s3gen import flow
 from chatterbox_lab.study import s3gen_ladder as prices
 from chatterbox_lab.study.records import Record
 
@@ -115,4 +116,4 @@ def test_what_is_wrong_is_said(
 def test_the_last_rung_is_the_preset() -> None:
     last = prices.RUNGS[-1].plan
     assert (last.mode, last.dtype, last.steps, last.prompt_tokens) == ("cached", "bfloat16", 5, 75)
-    assert prices.FlowPlan.of(lab.FAST) == last
+    assert flow.FlowPlan.of(lab.FAST) == last

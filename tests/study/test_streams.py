@@ -13,9 +13,11 @@ import pytest
 import torch
 
 from chatterbox_lab.engine import clock as measure
+from chatterbox_lab.engine.stream import speech_tokens
+from chatterbox_lab.engine.t3 import decode
 from chatterbox_lab.study import streams as bench
 from chatterbox_lab.study.records import REPOSITORY
-from chatterbox_lab.voices.load import LabTTS
+from chatterbox_lab.voices.build import LabTTS
 
 SHORT = ["--model", "tiny", "--device", "cpu", "--chunk-size", "3", "--tokens", "3", "--rounds", "2"]
 
@@ -121,13 +123,13 @@ def test_the_command_line_measures_a_grid(loaded: LabTTS, tmp_path: Path, capsys
     assert dict(zip(measured["chunk_size"], measured["tokens"], strict=True)) == {0: 3, 2: 4, 3: 3}
     assert dict(zip(measured["chunk_size"], measured["chunk_count"], strict=True)) == {0: 1, 2: 2, 3: 1}
     assert {"torch", "commit", "machine", "model", "dtype", "text", "seed", "step_limit_seconds"} <= set(runs.columns)
-    assert (runs["step_bytes"] == bench.step_bytes(loaded.t3)).all()
+    assert (runs["step_bytes"] == decode.step_bytes(loaded.t3)).all()
 
 
 def test_other_tokens_are_found_out(
     loaded: LabTTS, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    said = bench.speech_tokens
+    said = speech_tokens
 
     def wrong(*args: Any, seed: int, **kwargs: Any) -> torch.Tensor:
         tokens = said(*args, seed=seed, **kwargs)

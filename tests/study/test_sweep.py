@@ -16,8 +16,9 @@ from chatterbox_lab.engine.s3gen.vocoder import Vocoder
 from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import StreamSettings
 from chatterbox_lab.study import sweep
+from chatterbox_lab.study.chunks import chunks_of, measured_chunks
 from chatterbox_lab.study.records import Record
-from chatterbox_lab.voices.load import LabTTS
+from chatterbox_lab.voices.build import LabTTS
 
 QUIET = {"progress": False}
 
@@ -116,7 +117,7 @@ def test_the_windows_that_are_reported_are_those_that_s3gen_works_on(
 ) -> None:
     seen = watched(monkeypatch)
     chosen = StreamSettings(chunk_size=2, context_window=4, schedule="grow", costs=Costs(), max_chunk_size=9)
-    rows = list(sweep.measured_chunks(tts, "Hello.", chosen, seed=0, tokens=30))
+    rows = list(measured_chunks(tts, "Hello.", chosen, seed=0, tokens=30))
     assert [row["window_tokens"] for row in rows] == seen
     assert [row["new_tokens"] for row in rows] == [2, 3, 6, 9, 9, 1]
 
@@ -222,7 +223,7 @@ def stream(times: list[float]) -> Any:
 def rows_of(times: list[float], chunk_size: int) -> list[dict[str, Any]]:
     key = sweep.Point("short", StreamSettings(chunk_size=chunk_size)).key
     facts = {"device": "cpu", "dtype": "float32", "round": 0, "error": None}
-    return [facts | key | row for row in sweep.chunks_of(stream(times))]
+    return [facts | key | row for row in chunks_of(stream(times))]
 
 
 def test_runs_say_what_a_listener_gets() -> None:

@@ -11,12 +11,12 @@ from conftest import TEXT
 
 import chatterbox_lab as lab
 from chatterbox_lab.engine.settings import BASELINE
-from chatterbox_lab.engine.t3.attention import count_spies, watch_layers
-from chatterbox_lab.patching import attribute
+from chatterbox_lab.files import attribute
 from chatterbox_lab.study import hearing as quality
 from chatterbox_lab.study import records, trials
+from chatterbox_lab.study.fallback import count_spies, watch_layers
 from chatterbox_lab.study.upstream import upstream_tokens
-from chatterbox_lab.voices import load as models
+from chatterbox_lab.voices import build
 
 CODES = torch.randint(0, 6561, (30,), generator=torch.Generator().manual_seed(0))
 
@@ -35,29 +35,29 @@ def table(errors: dict[str, list[int]], plcmos: dict[str, float] | None = None) 
 
 
 @pytest.mark.parametrize("how", ["whole", "upstream", "ours"])
-def test_every_way_makes_960_samples_of_a_token(tts: models.LabTTS, how: str) -> None:
+def test_every_way_makes_960_samples_of_a_token(tts: build.LabTTS, how: str) -> None:
     chunks = trials.spoken(tts, CODES, way(how), seed=0)
     assert len(chunks) == (1 if how == "whole" else 3)
     assert sum(chunk.shape[1] for chunk in chunks) == 30 * 960
 
 
-def test_ours_is_what_a_stream_of_these_tokens_yields(tts: models.LabTTS) -> None:
+def test_ours_is_what_a_stream_of_these_tokens_yields(tts: build.LabTTS) -> None:
     settings = way("ours").settings
     codes = lab.speech_tokens(tts, TEXT, settings, seed=3, max_new_tokens=25)
-    with attribute(tts, "watermarker", models.NoWatermark()):
+    with attribute(tts, "watermarker", build.NoWatermark()):
         stream = lab.generate_stream(tts, TEXT, settings, seed=3, max_new_tokens=25)
         streamed = torch.cat([audio for audio, _ in stream], dim=1)
     assert torch.equal(torch.cat(trials.spoken(tts, codes, trials.Way("ours", settings), seed=3), dim=1), streamed)
 
 
-def test_upstreams_way_fades_each_chunk_in_from_silence(tts: models.LabTTS) -> None:
+def test_upstreams_way_fades_each_chunk_in_from_silence(tts: build.LabTTS) -> None:
     theirs, ours = (trials.spoken(tts, CODES, way(how), seed=0) for how in ("upstream", "ours"))
     assert theirs[1][0, :24].abs().max() < 0.1 * theirs[1].abs().max()
     assert trials.seams(theirs) == [10 * 960, 20 * 960]
     assert trials.seams(ours) == [10 * 960 - 480, 20 * 960 - 480]  # the cross-fade waits for the next chunk
 
 
-def test_the_half_fix_leaves_manual_attention_in_one_layer_and_nothing_behind(tts: models.LabTTS) -> None:
+def test_the_half_fix_leaves_manual_attention_in_one_layer_and_nothing_behind(tts: build.LabTTS) -> None:
     sound = upstream_tokens(tts, TEXT, BASELINE, seed=1, max_new_tokens=4)
     with watch_layers(tts.t3.tfmr) as counts:
         assert len(trials.half_fixed_tokens(tts, TEXT, BASELINE, seed=1, max_new_tokens=4)) == 4
@@ -67,7 +67,7 @@ def test_the_half_fix_leaves_manual_attention_in_one_layer_and_nothing_behind(tt
 
 
 def test_a_run_has_a_row_for_each_sentence_and_way_and_can_be_gone_on_with(
-    tts: models.LabTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tts: build.LabTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(trials, "speech_tokens", lambda *_, **__: CODES)
     ways = {"whole": trials.Way("whole"), "ours": way("ours")}
@@ -136,7 +136,7 @@ def test_faults_are_counted_with_and_without_the_guard() -> None:
     assert found["wer"].tolist() == [6 / 9, 0]
 
 
-def test_provoked_speech_ends_at_its_limit(tts: models.LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_provoked_speech_ends_at_its_limit(tts: build.LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "_USUAL", 0)
     monkeypatch.setattr(trials, "speech_tokens", lambda *_, **k: CODES.repeat(4)[: k["max_new_tokens"]])
     rows = trials.provoke(tts, ["Yes."])

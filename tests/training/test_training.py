@@ -22,6 +22,7 @@ from chatterbox_lab.engine.t3 import decode
 from chatterbox_lab.training import __main__ as training
 from chatterbox_lab.training import corpus, evaluate, flow, phones, t3, text, tokens, vocoder, voice
 from chatterbox_lab.training.loop import Plan, Stage
+from chatterbox_lab.voices import build
 from chatterbox_lab.voices import load as models
 
 needs_teacher = pytest.mark.skipif(
@@ -50,7 +51,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="module")
-def spoken(folder: Path) -> models.LabTTS:
+def spoken(folder: Path) -> build.LabTTS:
     return lab.load(folder / "voice", device="cpu", watermark=False)
 
 
@@ -66,7 +67,7 @@ def read(lexicon: dict[str, str]) -> corpus.Utterance:
 
 
 @pytest.fixture(scope="module")
-def codec(spoken: models.LabTTS, lexicon: dict[str, str]) -> t3.TextCodec:
+def codec(spoken: build.LabTTS, lexicon: dict[str, str]) -> t3.TextCodec:
     return t3.text_codec(spoken.tokenizer.tokenizer.get_vocab(), lexicon, spoken.t3)
 
 
@@ -98,7 +99,7 @@ def assert_same(ours: Any, theirs: Any, where: str = "") -> None:
 
 
 @needs_teacher
-def test_the_recipes_voice_loads_and_streams(spoken: models.LabTTS) -> None:
+def test_the_recipes_voice_loads_and_streams(spoken: build.LabTTS) -> None:
     settings = {"seed": 0, "max_new_tokens": 30}
     chunks = [audio for audio, _ in lab.generate_stream(spoken, SENTENCE, chunk_size=10, context_window=10, **settings)]
     said = lab.speech_tokens(spoken, SENTENCE, **settings)
@@ -109,7 +110,7 @@ def test_the_recipes_voice_loads_and_streams(spoken: models.LabTTS) -> None:
 
 @needs_teacher
 @pytest.mark.parametrize("name", voice.STAGES)
-def test_the_voice_holds_what_the_stages_learned(folder: Path, spoken: models.LabTTS, name: str) -> None:
+def test_the_voice_holds_what_the_stages_learned(folder: Path, spoken: build.LabTTS, name: str) -> None:
     held, module = checkpoint(folder, name), voice.parts(voice.SMALL)[name]
     before = {key: value.clone() for key, value in module.state_dict().items()}
     module.load_state_dict(held["averaged"])
@@ -166,7 +167,7 @@ def test_an_interrupted_stage_ends_where_an_uninterrupted_one_does(
 @needs_teacher
 @pytest.mark.parametrize("name", voice.STAGES)
 def test_a_stage_goes_on_from_a_finished_voice(
-    folder: Path, spoken: models.LabTTS, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
+    folder: Path, spoken: build.LabTTS, tmp_path: Path, name: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     again, module = inputs(folder, tmp_path / "again"), voice.parts(voice.SMALL)[name]
     voice.resume(name, module, spoken)
@@ -295,7 +296,7 @@ def test_an_unknown_phone_is_refused() -> None:
 
 @needs_teacher
 def test_the_codec_gives_the_ids_of_the_voices_own_tokenizer(
-    folder: Path, spoken: models.LabTTS, codec: t3.TextCodec, read: corpus.Utterance, tmp_path: Path
+    folder: Path, spoken: build.LabTTS, codec: t3.TextCodec, read: corpus.Utterance, tmp_path: Path
 ) -> None:
     example = codec.example(read, 0, random.Random(0))
     assert example.text.tolist() == encode_text(spoken, SENTENCE)[0].tolist()
@@ -309,7 +310,7 @@ def test_the_codec_gives_the_ids_of_the_voices_own_tokenizer(
 
 @needs_teacher
 def test_every_text_of_the_corpus_is_spelled_in_whole_words(
-    folder: Path, spoken: models.LabTTS, lexicon: dict[str, str]
+    folder: Path, spoken: build.LabTTS, lexicon: dict[str, str]
 ) -> None:
     common = {word for word in text.common_words(300) if word in lexicon}
     for sentence in json.loads((folder / "sentences.json").read_text()):
@@ -321,9 +322,9 @@ def test_every_text_of_the_corpus_is_spelled_in_whole_words(
         assert spelled == written
 
 
-def test_a_vocabulary_without_phones_is_refused(voice: models.LabTTS) -> None:
+def test_a_vocabulary_without_phones_is_refused(voice: build.LabTTS) -> None:
     with pytest.raises(ValueError, match="has no phones"):
-        t3.text_codec(models.letter_tokenizer().get_vocab(), {}, voice.t3)
+        t3.text_codec(build.letter_tokenizer().get_vocab(), {}, voice.t3)
 
 
 # Corpus and tokens
@@ -447,8 +448,8 @@ def test_sentences_said_one_after_the_other_look_at_their_own_text(codec: t3.Tex
 
 
 def test_finished_weights_have_the_released_names() -> None:
-    trained, released = voice.parts(voice.SMALL), models.SizedS3Gen(voice.SMALL)
-    target = models._t3(voice.SMALL)
+    trained, released = voice.parts(voice.SMALL), build.SizedS3Gen(voice.SMALL)
+    target = build._t3(voice.SMALL)
     target.cond_enc.perceiver = None
     target.load_state_dict(t3.finish(trained["t3"]), strict=True)
     released.flow.load_state_dict(flow.finish(trained["flow"]), strict=True)
@@ -474,7 +475,7 @@ def test_t3_learns_from_what_it_is_fed_when_it_speaks(conditional: bool, monkeyp
     longer = t3.Example(written, said.repeat(2), torch.zeros(25, dtype=torch.long))  # the batch is padded
     t3.losses(trained, [example, longer], training=not conditional)
 
-    finished = models._t3(voice.SMALL).eval()
+    finished = build._t3(voice.SMALL).eval()
     finished.cond_enc.perceiver = None
     finished.load_state_dict(t3.finish(trained))
     embeds, _ = decode.prompt(finished, t3.speaker(finished), written.repeat(2, 1))

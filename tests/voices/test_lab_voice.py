@@ -13,26 +13,26 @@ from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.study import hearing as quality
 from chatterbox_lab.study import trials
 from chatterbox_lab.training import evaluate
-from chatterbox_lab.voices import load as models
+from chatterbox_lab.voices import build, config
 
 FOLDER = REPOSITORY / "data" / "lab"
 SENTENCES = trials.HELD_OUT.read_text().splitlines()[:6]
 
 
 @pytest.fixture(scope="module")
-def spoken() -> models.LabTTS:
+def spoken() -> build.LabTTS:
     """The shipped voice, without a watermark."""
     return lab.load(device="cpu", watermark=False)
 
 
-def test_it_is_the_default_and_fits_into_25_mb(spoken: models.LabTTS) -> None:
-    assert spoken.config == models.VoiceConfig.read(FOLDER / "config.json")
+def test_it_is_the_default_and_fits_into_25_mb(spoken: build.LabTTS) -> None:
+    assert spoken.config == config.ModelConfig.read(FOLDER / "config.json")
     assert spoken.config.t3_layers >= 14
     stored = [FOLDER / name for name in ("t3_cfg.safetensors", "s3gen.safetensors", "tokenizer.json", "conds.pt")]
     assert sum(file.stat().st_size for file in stored) <= 25e6
 
 
-def test_a_stream_of_sentences_it_never_saw_is_understood(spoken: models.LabTTS) -> None:
+def test_a_stream_of_sentences_it_never_saw_is_understood(spoken: build.LabTTS) -> None:
     rows = []
     for text in SENTENCES:
         audio = torch.cat([chunk for chunk, _ in lab.generate_stream(spoken, text, lab.BASELINE, seed=0)], dim=1)
@@ -41,7 +41,7 @@ def test_a_stream_of_sentences_it_never_saw_is_understood(spoken: models.LabTTS)
 
 
 @pytest.mark.parametrize("heads", [FORK_HEADS, LATER_HEADS], ids=["fork", "later"])
-def test_its_alignment_walks_through_the_text(spoken: models.LabTTS, heads: object) -> None:
+def test_its_alignment_walks_through_the_text(spoken: build.LabTTS, heads: object) -> None:
     settings = lab.BASELINE.replace(analyzer="probe")
     codes = lab.speech_tokens(spoken, SENTENCES[0], settings, seed=0)
     text = encode_text(spoken, SENTENCES[0])
@@ -61,14 +61,14 @@ def test_its_alignment_walks_through_the_text(spoken: models.LabTTS, heads: obje
     assert looked[-1] >= text.shape[1] - 4
 
 
-def test_the_analyzer_sees_it_start_and_complete_without_forcing_it(spoken: models.LabTTS) -> None:
+def test_the_analyzer_sees_it_start_and_complete_without_forcing_it(spoken: build.LabTTS) -> None:
     for text in SENTENCES:
         free = lab.speech_tokens(spoken, text, lab.BASELINE.replace(analyzer="probe"), seed=0)
         guarded = lab.speech_tokens(spoken, text, lab.BASELINE.replace(analyzer="probe", guard=True), seed=0)
         assert torch.equal(free, guarded)
 
 
-def test_words_of_the_lexicon_are_read_as_phones_and_others_as_letters(spoken: models.LabTTS) -> None:
+def test_words_of_the_lexicon_are_read_as_phones_and_others_as_letters(spoken: build.LabTTS) -> None:
     tokens = spoken.tokenizer.tokenizer.encode("water[SPACE]zzyzx").tokens
     assert len(tokens) == len(["w", "ao", "t", "er"]) + 1 + len("zzyzx")
     assert tokens[-5:] == list("zzyzx")

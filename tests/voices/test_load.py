@@ -17,17 +17,20 @@ from chatterbox.tts import ChatterboxTTS
 from conftest import TEXT
 
 import chatterbox_lab as lab
+from chatterbox_lab.voices import build
 from chatterbox_lab.voices import load as models
+from chatterbox_lab.voices.config import ModelConfig
+from chatterbox_lab.voices.folder import _weights, save
 
 
 @pytest.fixture(scope="module")
-def folder(voice: models.LabTTS, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return models.save(voice, tmp_path_factory.mktemp("voice"))
+def folder(voice: build.LabTTS, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return save(voice, tmp_path_factory.mktemp("voice"))
 
 
-def weights(tts: models.LabTTS) -> dict[str, torch.Tensor]:
+def weights(tts: build.LabTTS) -> dict[str, torch.Tensor]:
     parts = {"t3": tts.t3, "s3gen": tts.s3gen, "ve": tts.ve}
-    return {f"{part}.{key}": value for part, module in parts.items() for key, value in models._weights(module).items()}
+    return {f"{part}.{key}": value for part, module in parts.items() for key, value in _weights(module).items()}
 
 
 def test_the_seed_fixes_weights_voice_and_noise() -> None:
@@ -59,10 +62,10 @@ def test_the_full_size_has_upstreams_keys_and_shapes() -> None:
         return {key: value.shape for key, value in module.state_dict().items()}
 
     with torch.device("meta"):
-        config = models.VoiceConfig()
-        assert shapes(models.SizedS3Gen(config)) == shapes(S3Gen())
-        assert shapes(models._t3(config)) == shapes(T3())
-        assert shapes(VoiceEncoder(models._voice_encoder_config(config))) == shapes(VoiceEncoder())
+        config = ModelConfig()
+        assert shapes(build.SizedS3Gen(config)) == shapes(S3Gen())
+        assert shapes(build._t3(config)) == shapes(T3())
+        assert shapes(VoiceEncoder(build._voice_encoder_config(config))) == shapes(VoiceEncoder())
 
 
 def test_random_weights_never_emit_a_code_the_flow_cannot_take(tts: Any) -> None:
@@ -79,7 +82,7 @@ def test_a_folder_loads_as_it_was_saved(voice: Any, folder: Path, tmp_path: Path
             (tmp_path / file.name).write_bytes(file.read_bytes())
         for name, module in (("t3_cfg", voice.t3), ("s3gen", voice.s3gen), ("ve", voice.ve)):
             (tmp_path / f"{name}.safetensors").unlink()
-            state = models._weights(module)
+            state = _weights(module)
             torch.save({"model": [state]} if name == "t3_cfg" else state, tmp_path / f"{name}.pt")
         folder = tmp_path
     loaded, expected = models.load(folder, device="cpu", seed=0), weights(voice)

@@ -7,24 +7,17 @@ attention. Here the same row is read in four ways (`Attention`), none of which o
 
 from __future__ import annotations
 
-import logging
-import traceback
-from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
 from functools import partial
-from importlib import import_module
-from pathlib import Path
 from typing import Any
 
-import pandas as pd
 import torch
 import torch.nn.functional as F
 from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
-from ...patching import attribute
+from ...files import attribute
 
 Heads = Sequence[tuple[int, int | None]]
 FORK_HEADS: Heads = ((9, None),)
@@ -145,7 +138,7 @@ def check_heads(tfmr: torch.nn.Module, heads: Heads) -> None:
             raise ValueError(f"heads={tuple(heads)}: ({layer}, {head}) is not within {layers} layers of {count} heads")
 
 
-class _SdpaWatch(TorchFunctionMode):
+class SdpaWatch(TorchFunctionMode):
     """Shows query, key and scale of every scaled_dot_product_attention of this thread to a reader."""
 
     def __init__(self, read: Callable[[torch.Tensor, torch.Tensor, float | None], None]) -> None:
@@ -166,7 +159,7 @@ def watching_sdpa(layer: torch.nn.Module, read: Callable[..., None]) -> Iterator
     original = layer.forward
 
     def forward(*args: Any, **kwargs: Any) -> Any:
-        with _SdpaWatch(read):
+        with SdpaWatch(read):
             return original(*args, **kwargs)
 
     with attribute(layer, "forward", forward):
@@ -201,26 +194,9 @@ def causal_mask(length: int, like: torch.Tensor) -> torch.Tensor:
     return torch.full((1, 1, length, length), lowest, dtype=like.dtype, device=like.device).triu(1)
 
 
-def count_spies(tfmr: torch.nn.Module) -> dict[str, int]:
-    """Forward hooks and nested wrapped forwards that upstream's analyzer has left on all layers together."""
-    hooks = wrapped = 0
-    for layer in tfmr.layers:
-        hooks += sum(_is_spy(hook) for hook in layer.self_attn._forward_hooks.values())
-        wrapped += _depth(layer.self_attn.__dict__.get("forward"))
-    return {"hooks": hooks, "wrapped forwards": wrapped}
-
-
-def _is_spy(function: Any) -> bool:
+def is_spy(function: Any) -> bool:
+    """Whether upstream's analyzer has made this function."""
     return "AlignmentStreamAnalyzer" in getattr(getattr(function, "__func__", function), "__qualname__", "")
-
-
-def _depth(forward: Any) -> int:
-    depth = 0
-    while _is_spy(forward):
-        depth += 1
-        closure = forward.__func__.__closure__ or ()
-        forward = next((cell.cell_contents for cell in closure if callable(cell.cell_contents)), None)
-    return depth
 
 
 @contextmanager
@@ -232,7 +208,7 @@ def without_spies(tfmr: torch.nn.Module) -> Iterator[None]:
     """
     lifted = []
     for layer in (block.self_attn for block in tfmr.layers):
-        if _is_spy(layer.__dict__.get("forward")) or any(map(_is_spy, layer._forward_hooks.values())):
+        if is_spy(layer.__dict__.get("forward")) or any(map(is_spy, layer._forward_hooks.values())):
             lifted.append((layer, layer.__dict__.get("forward"), dict(layer._forward_hooks)))
             _lift(layer)
     try:
@@ -252,184 +228,7 @@ def remove_spies(tfmr: torch.nn.Module) -> None:
 
 
 def _lift(layer: torch.nn.Module) -> None:
-    if _is_spy(layer.__dict__.get("forward")):
+    if is_spy(layer.__dict__.get("forward")):
         del layer.forward
-    for key in [key for key, hook in layer._forward_hooks.items() if _is_spy(hook)]:
+    for key in [key for key, hook in layer._forward_hooks.items() if is_spy(hook)]:
         del layer._forward_hooks[key]
-
-
-@contextmanager
-def watch_layers(tfmr: torch.nn.Module) -> Iterator[list[Counter[str]]]:
-    """Counts, layer by layer, the calls that ran ``sdpa`` and those that ran ``manual`` attention."""
-    counts: list[Counter[str]] = [Counter() for _ in tfmr.layers]
-    with ExitStack() as stack:
-        for layer, count in zip(tfmr.layers, counts, strict=True):
-            stack.enter_context(_counted(layer.self_attn, count))
-        yield counts
-
-
-@contextmanager
-def _counted(layer: torch.nn.Module, count: Counter[str]) -> Iterator[None]:
-    # Hooks and no wrapped forward: a spy must stay visible to `without_spies`.
-    seen: list[bool] = []
-    watch = _SdpaWatch(lambda query, key, scale: seen.append(True))
-
-    def begin(module: Any, inputs: Any) -> None:
-        seen.clear()
-        watch.__enter__()
-
-    def end(module: Any, inputs: Any, output: Any) -> None:
-        watch.__exit__(None, None, None)
-        count["sdpa" if seen else "manual"] += 1
-
-    handles = layer.register_forward_pre_hook(begin), layer.register_forward_hook(end, always_call=True)
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-@dataclass(frozen=True)
-class CaughtWarning:
-    """One emission of a transformers warning: text, line that raised it, layer, and chatterbox's calls above it."""
-
-    message: str
-    raised_in: str
-    layer: int | None
-    called_from: str
-
-
-@contextmanager
-def catch_warnings() -> Iterator[list[CaughtWarning]]:
-    """Catches every warning that transformers logs, each time it is raised and not just the first.
-
-    transformers says such things once a process (``warning_once`` is cached); inside this context each emission is
-    recorded, with the layer that was running and the line of chatterbox that called into transformers. Nothing is
-    printed.
-    """
-    caught: list[CaughtWarning] = []
-    logger = logging.getLogger("transformers")
-    import_module("transformers.utils.logging")  # gives Logger its warning_once
-    once, handlers, level = logging.Logger.warning_once, logger.handlers[:], logger.level
-    logging.Logger.warning_once = logging.Logger.warning
-    logger.handlers = [_Catcher(caught)]
-    logger.setLevel(logging.WARNING)
-    try:
-        yield caught
-    finally:
-        logging.Logger.warning_once = once
-        logger.handlers = handlers
-        logger.setLevel(level)
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """Keeps transformers' warnings off the screen and, unlike `catch_warnings`, out of what is being timed."""
-    logger = logging.getLogger("transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        yield
-    finally:
-        logger.setLevel(level)
-
-
-def warning_table(caught: Sequence[CaughtWarning]) -> pd.DataFrame:
-    """The caught warnings, one row for each text and call site: message, raised in, called from, layers, times."""
-    groups: dict[tuple[str, str, str], list[CaughtWarning]] = {}
-    for warning in caught:
-        groups.setdefault((warning.message, warning.raised_in, warning.called_from), []).append(warning)
-    columns = ["warning", "raised in", "called from", "layers", "times"]
-    rows = [(*site, _ranges({w.layer for w in group} - {None}), len(group)) for site, group in groups.items()]
-    return pd.DataFrame(rows, columns=columns)
-
-
-def _ranges(numbers: set[int]) -> str:
-    """Sorted numbers with runs joined: {0, 1, 2, 5} is ``0-2, 5``."""
-    text: list[str] = []
-    for number in sorted(numbers):
-        if number - 1 in numbers:
-            text[-1] = f"{text[-1].split('-')[0]}-{number}"
-        else:
-            text.append(str(number))
-    return ", ".join(text)
-
-
-class _Catcher(logging.Handler):
-    def __init__(self, caught: list[CaughtWarning]) -> None:
-        super().__init__()
-        self.caught = caught
-
-    def emit(self, record: logging.LogRecord) -> None:
-        frames = [frame for frame, _ in traceback.walk_stack(None)]
-        layers = [getattr(frame.f_locals.get("self"), "layer_idx", None) for frame in frames]
-        callers = [_site(frame) for frame in frames if frame.f_globals["__name__"].startswith("chatterbox.")]
-        self.caught.append(
-            CaughtWarning(
-                message=record.getMessage(),
-                raised_in=f"{record.filename}:{record.lineno} {record.funcName}",
-                layer=next((layer for layer in layers if layer is not None), None),
-                called_from=" < ".join(callers),
-            )
-        )
-
-
-def _site(frame: Any) -> str:
-    return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
-
-
-@dataclass(frozen=True)
-class HalfFix:
-    """What the half fix does to one prefill (see `measure_half_fix`)."""
-
-    layer: int
-    sound: torch.Tensor
-    """Attention of the layer's heads, averaged, with a causal mask: (T, T)."""
-    half_fixed: torch.Tensor
-    """The same with the spy on the layer and no mask: (T, T)."""
-    logits_change: float
-    """Relative change of the last position's hidden state's logits against SDPA everywhere."""
-    rounding: float
-    """The same change for stock attention: what rounding alone does."""
-
-    @property
-    def future_mass(self) -> float:
-        """Share of the half-fixed layer's attention that falls on tokens still to come."""
-        return float(self.half_fixed.triu(1).sum() / self.half_fixed.sum())
-
-
-@torch.inference_mode()
-def measure_half_fix(
-    tfmr: torch.nn.Module, head: torch.nn.Linear, embeds: torch.Tensor, text: tuple[int, int], layer: int = 9
-) -> HalfFix:
-    """Runs one prefill in three ways: stock, SDPA everywhere, and SDPA with upstream's spy left on its layer.
-
-    Args:
-        tfmr: T3's ``LlamaModel``.
-        head: T3's speech head.
-        embeds: the prefill's input embeddings (B, T, C).
-        text: the half-open range of the text tokens' positions.
-        layer: the layer that upstream's analyzer spies on; the spy is removed before returning.
-    """
-    from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
-
-    def run(**kwargs: Any) -> tuple[torch.Tensor, Any]:
-        output = tfmr(inputs_embeds=embeds, use_cache=False, **kwargs)
-        # The weights alone: a head that masks codes would drown every change in its constants.
-        return F.linear(output.last_hidden_state[:, -1], head.weight).cpu().double(), output
-
-    with without_spies(tfmr):
-        sdpa, _ = run()
-        stock, output = run(output_attentions=True)
-        try:
-            spy = AlignmentStreamAnalyzer(tfmr, None, text, alignment_layer_idx=layer)
-            half, _ = run(output_attentions=False)
-        finally:
-            remove_spies(tfmr)
-    sound = output.attentions[layer][0].float().mean(0).cpu()
-    return HalfFix(layer, sound, spy.last_aligned_attn.float(), _relative(half, sdpa), _relative(stock, sdpa))
-
-
-def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:
-    return float((value - reference).norm() / reference.norm())

@@ -9,7 +9,7 @@ import torch
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 
-from ...patching import attribute
+from ...files import attribute
 from ..linears import head_linear, kept
 from ..settings import StreamSettings
 from .alignment import AlignmentTracker, guard_logits

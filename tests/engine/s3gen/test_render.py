@@ -14,7 +14,7 @@ from chatterbox_lab.engine.s3gen.flow import Flow, FlowPlan, euler_times
 from chatterbox_lab.engine.s3gen.render import Renderer, cross_fade
 from chatterbox_lab.engine.s3gen.unet import UNet
 from chatterbox_lab.engine.s3gen.vocoder import Excitation
-from chatterbox_lab.patching import attribute
+from chatterbox_lab.files import attribute
 from chatterbox_lab.voices import load as models
 
 

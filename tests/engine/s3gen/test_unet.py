@@ -8,7 +8,7 @@ import torch
 import torch.nn.functional as F
 
 from chatterbox_lab.engine.s3gen.unet import UNet, attention
-from chatterbox_lab.patching import attribute
+from chatterbox_lab.files import attribute
 
 
 def inputs(frames: int, seed: int = 0) -> tuple[torch.Tensor, ...]:

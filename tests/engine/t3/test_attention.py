@@ -17,7 +17,7 @@ from chatterbox_lab.engine.stream import conditioning, encode_text
 from chatterbox_lab.engine.t3 import attention
 from chatterbox_lab.engine.t3.alignment import AlignmentTracker, guard_logits
 from chatterbox_lab.engine.t3.decode import decode, prompt
-from chatterbox_lab.study import upstream
+from chatterbox_lab.study import fallback, logs, upstream
 from chatterbox_lab.voices import load as models
 
 
@@ -97,7 +97,7 @@ def test_rows_are_those_of_the_attention_maps(tts: Any, heads: attention.Heads) 
 @pytest.mark.parametrize(("mode", "manual"), [("stock", 14), ("layer", 1), ("off", 0), ("probe", 0)])
 def test_how_many_layers_fall_back(tts: Any, mode: str, manual: int) -> None:
     embeds, text = prefill(tts)
-    with attention.watch_layers(tts.t3.tfmr) as counts:
+    with fallback.watch_layers(tts.t3.tfmr) as counts:
         attention.Attention(tts.t3.tfmr, mode, text)(embeds, DynamicCache())
     assert [sum(count[kind] for count in counts) for kind in ("manual", "sdpa")] == [manual, 14 - manual]
     if mode == "layer":
@@ -213,12 +213,12 @@ def test_every_stock_call_leaves_another_spy(voice: Any) -> None:
     found = []
     for _ in range(3):
         lab.upstream_tokens(voice, TEXT, seed=0, max_new_tokens=2, leave_spies=True)
-        found.append(attention.count_spies(voice.t3.tfmr))
+        found.append(fallback.count_spies(voice.t3.tfmr))
     lab.speech_tokens(voice, TEXT, seed=0, max_new_tokens=2, analyzer="layer")
-    assert attention.count_spies(voice.t3.tfmr) == found[-1]  # put back as it was
+    assert fallback.count_spies(voice.t3.tfmr) == found[-1]  # put back as it was
     attention.remove_spies(voice.t3.tfmr)
     assert found == [{"hooks": n, "wrapped forwards": n} for n in (1, 2, 3)]
-    assert attention.count_spies(voice.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
+    assert fallback.count_spies(voice.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
 
 
 def test_the_guard_looks_on_where_the_stop_is_ignored(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -232,7 +232,7 @@ def test_the_guard_looks_on_where_the_stop_is_ignored(tts: Any, monkeypatch: pyt
 
 def test_a_watched_model_still_has_its_spies_lifted(tts: Any) -> None:
     AlignmentStreamAnalyzer(tts.t3.tfmr, None, (0, 5))
-    with attention.watch_layers(tts.t3.tfmr) as counts:
+    with fallback.watch_layers(tts.t3.tfmr) as counts:
         lab.speech_tokens(tts, TEXT, seed=2, max_new_tokens=1, ignore_eos=True)
     attention.remove_spies(tts.t3.tfmr)
     assert all(set(count) == {"sdpa"} for count in counts)
@@ -258,7 +258,7 @@ def test_a_spy_left_behind_changes_nothing_in_our_stream(tts: Any) -> None:
 
 def test_the_half_fix_looks_into_the_future(tts: Any) -> None:
     embeds, text = prefill(tts)
-    result = attention.measure_half_fix(tts.t3.tfmr, tts.t3.speech_head, embeds, text)
+    result = fallback.measure_half_fix(tts.t3.tfmr, tts.t3.speech_head, embeds, text)
     assert float(result.sound.triu(1).abs().sum()) == 0
     assert 0.3 < result.future_mass < 0.7
     assert result.logits_change > 0.003
@@ -266,7 +266,7 @@ def test_the_half_fix_looks_into_the_future(tts: Any) -> None:
 
 
 def test_stock_warns_twice_and_our_path_not_at_all(tts: Any) -> None:
-    with attention.catch_warnings() as stock:
+    with logs.catch_warnings() as stock:
         upstream_tokens(tts, 0, 2)
     fallback = [w for w in stock if "manual attention implementation" in w.message]
     cache = [w for w in stock if "tuple of tuples" in w.message]
@@ -277,7 +277,7 @@ def test_stock_warns_twice_and_our_path_not_at_all(tts: Any) -> None:
     assert cache
     assert cache[0].layer is None
     for mode in ("off", "probe"):
-        with attention.catch_warnings() as ours:
+        with logs.catch_warnings() as ours:
             lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, analyzer=mode)
         assert ours == []
 

@@ -14,6 +14,7 @@ from chatterbox_lab.engine.settings import READ_BESIDE
 from chatterbox_lab.engine.stream import conditioning, encode_text
 from chatterbox_lab.engine.t3 import attention, static
 from chatterbox_lab.engine.t3.decode import embed, prompt
+from chatterbox_lab.study import logs
 
 TEXTS = (TEXT, "No.", "One two three, four five six, seven eight nine; and ten to finish this long sentence with.")
 
@@ -97,7 +98,7 @@ def test_half_precision_speaks(voice: Any) -> None:
 
 @pytest.mark.parametrize("chosen", [{}, {"weights": "int8"}, {"analyzer": "probe", "guard": True}])
 def test_nothing_on_this_path_warns(chosen: dict[str, Any]) -> None:
-    with attention.catch_warnings() as caught:
+    with logs.catch_warnings() as caught:
         tts = lab.load("tiny", device="cpu", watermark=False)
         for _ in range(2):
             lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=3, ignore_eos=True, backend="static", **chosen)

@@ -1,0 +1,116 @@
+"""The machine at hand: its facts, as every record carries them, its memory's speed, and PyTorch's speed flags."""
+
+from __future__ import annotations
+
+import os
+import platform
+import subprocess
+from datetime import UTC, datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import psutil
+import torch
+
+from ..engine.clock import StageClock
+from ..files import REPOSITORY
+
+RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
+
+
+def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
+    """What a measurement ran on: processor, cores, memory, accelerator, versions, commit and date (UTC)."""
+    facts: dict[str, Any] = {
+        "machine": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name(),
+        "device": torch.device(device).type,
+        "cpu": _cpu_name(),
+        "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
+        "threads": torch.get_num_threads(),
+        "memory_gib": round(psutil.virtual_memory().total / 2**30),
+        "system": platform.system(),
+        "python": platform.python_version(),
+        "cuda": torch.version.cuda or "none",
+    }
+    facts.update({name: _version(name) for name in RECORDED_PACKAGES})
+    facts["commit"] = commit()
+    facts["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
+    return facts
+
+
+def commit() -> str:
+    """The repository's short commit, ``+`` appended when the package differs from it; ``unknown`` outside git."""
+    git = ["git", "-C", str(REPOSITORY)]
+    try:
+        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
+        code = [str(REPOSITORY / "chatterbox_lab")]
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode == 0
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+    return head.stdout.strip() + ("" if clean else "+")
+
+
+def _cpu_name() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    except (OSError, StopIteration):
+        return platform.processor() or platform.machine()
+
+
+def _version(package: str) -> str:
+    try:
+        return version(package)
+    except PackageNotFoundError:
+        return "not installed"
+
+
+def read_seconds(size: int, device: str | torch.device, repeats: int = 10) -> float:
+    """Seconds that this device takes to read ``size`` bytes of its memory once: the fastest of some sums over them.
+
+    A step that reads that many bytes of weights is not expected to be faster (the memory bound of the roofline
+    model); weights that fit into a cache are read from there, here as in the step.
+    """
+    buffer = torch.ones(max(1, size // 4), device=device)
+    clock = StageClock(device)
+    taken = []
+    for _ in range(repeats):
+        with clock.stage("read"):
+            buffer.sum()
+        taken.append(clock.seconds.pop("read"))
+    return min(taken)
+
+
+class TorchFlags:
+    """The values that PyTorch's speed flags had before `tune_torch`; restores them on request or on leaving."""
+
+    def __init__(self) -> None:
+        self.matmul_precision = torch.get_float32_matmul_precision()
+        self.cudnn_benchmark = torch.backends.cudnn.benchmark
+        self.allow_tf32 = torch.backends.cuda.matmul.allow_tf32
+
+    def restore(self) -> None:
+        """Puts the flags back; may be called more than once."""
+        # allow_tf32 writes the precision as well, so the precision comes last.
+        torch.backends.cuda.matmul.allow_tf32 = self.allow_tf32
+        torch.backends.cudnn.benchmark = self.cudnn_benchmark
+        torch.set_float32_matmul_precision(self.matmul_precision)
+
+    def __enter__(self) -> TorchFlags:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.restore()
+
+
+def tune_torch() -> TorchFlags:
+    """Sets the report's three PyTorch flags for this process and returns what to restore.
+
+    TF32 for float32 matrix products and cuDNN's autotuning; none of them touches a CPU. Use as
+    ``with tune_torch(): ...`` or call ``.restore()`` on what comes back.
+    """
+    before = TorchFlags()
+    torch.set_float32_matmul_precision("high")
+    torch.backends.cudnn.benchmark = True
+    torch.backends.cuda.matmul.allow_tf32 = True
+    return before

@@ -1,0 +1,215 @@
+"""Chatterbox's own classes in the sizes of a `ModelConfig`.
+
+What is particular to the chatterbox-streaming release lives here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import string
+import tempfile
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import tokenizers
+import torch
+from chatterbox import tts as tts_module
+from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen.const import S3GEN_SR
+from chatterbox.models.s3gen.decoder import ConditionalDecoder
+from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
+from chatterbox.models.s3gen.flow import CausalMaskedDiffWithXvec
+from chatterbox.models.s3gen.flow_matching import CFM_PARAMS, CausalConditionalCFM
+from chatterbox.models.s3gen.hifigan import HiFTGenerator
+from chatterbox.models.s3gen.transformer.upsample_encoder import PreLookaheadLayer, Upsample1D, UpsampleConformerEncoder
+from chatterbox.models.s3gen.utils.mel import mel_spectrogram
+from chatterbox.models.s3gen.xvector import CAMPPlus
+from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE, S3Tokenizer
+from chatterbox.models.t3 import T3
+from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
+from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.models.t3.modules.perceiver import Perceiver
+from chatterbox.models.t3.modules.t3_config import T3Config
+from chatterbox.models.tokenizers import EnTokenizer
+from chatterbox.models.voice_encoder import VoiceEncoder
+from chatterbox.models.voice_encoder.config import VoiceEncConfig
+from chatterbox.tts import ChatterboxTTS, Conditionals
+from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
+
+from ..files import attribute, check_recording
+from .config import ModelConfig
+from .head import FlowCodesHead
+
+PROMPT_TOKENS = 250  # the ten-second voice prompt that S3Gen takes: ChatterboxTTS.DEC_COND_LEN at 25 Hz
+
+
+class LabTTS(ChatterboxTTS):
+    """Upstream's class; a reference recording that cannot be used is refused with a clear message."""
+
+    config = ModelConfig()
+
+    def prepare_conditionals(self, wav_fpath: str | Path, exaggeration: float = 0.5) -> None:
+        """Takes the voice of a recording. Raises ValueError where the model cannot clone or the file is no audio."""
+        if not self.config.clone:
+            raise ValueError("this voice cannot clone: its folder holds no speaker encoder and speech tokenizer")
+        check_recording(wav_fpath)
+        super().prepare_conditionals(wav_fpath, exaggeration=exaggeration)
+        self.conds.t3.to(dtype=self.t3.speech_head.weight.dtype)
+
+
+class NoWatermark:
+    """Stands in for PerTh where the watermark is switched off."""
+
+    def apply_watermark(self, signal: Any, sample_rate: int, **_: Any) -> Any:
+        """The signal as it came."""
+        return signal
+
+
+def assemble(config: ModelConfig, tokenizer: Path | None, watermark: bool) -> LabTTS:
+    """A model of these sizes on the CPU, weights as PyTorch draws them; None is a tokenizer of single letters."""
+    t3 = _t3(config)
+    voice_encoder = VoiceEncoder(_voice_encoder_config(config)) if config.clone else None
+    with contextlib.redirect_stdout(None), contextlib.ExitStack() as stack:  # PerTh prints which weights it loaded
+        if not watermark:
+            stack.enter_context(attribute(tts_module.perth, "PerthImplicitWatermarker", NoWatermark))
+        tts = LabTTS(t3, SizedS3Gen(config), voice_encoder, _tokenizer(tokenizer), "cpu")
+    tts.config = config
+    return tts
+
+
+def _t3(config: ModelConfig) -> T3:
+    sizes = dict(
+        LLAMA_CONFIGS["Llama_520M"], hidden_size=config.t3_size, intermediate_size=config.t3_mlp,
+        num_hidden_layers=config.t3_layers, num_attention_heads=config.t3_heads,
+        num_key_value_heads=config.t3_heads, head_dim=config.t3_size // config.t3_heads,
+    )  # fmt: skip
+    hp = T3Config()
+    hp.text_tokens_dict_size, hp.speech_tokens_dict_size = config.text_vocab, config.speech_vocab
+    with _llama_sizes(sizes) as hp.llama_config_name:
+        t3 = T3(hp)
+    if config.t3_size != 1024:  # the Perceiver is 1024 wide whatever the size of T3
+        t3.cond_enc.perceiver = Perceiver(pre_attention_query_size=config.t3_size, embedding_dim=config.t3_size)
+    if not config.trained:
+        t3.speech_head = FlowCodesHead(t3.dim, hp.speech_tokens_dict_size, bias=False)
+    return t3
+
+
+@contextlib.contextmanager
+def _llama_sizes(sizes: dict[str, Any]) -> Iterator[str]:
+    LLAMA_CONFIGS["chatterbox_lab"] = sizes  # T3 takes its size from this dictionary only
+    try:
+        yield "chatterbox_lab"
+    finally:
+        del LLAMA_CONFIGS["chatterbox_lab"]
+
+
+class SizedS3Gen(S3Gen):
+    """S3Gen from the same parts as upstream's, in the sizes of a `ModelConfig`."""
+
+    def __init__(self, config: ModelConfig) -> None:
+        torch.nn.Module.__init__(self)  # upstream's own __init__ builds the full size
+        self.mel_extractor = mel_spectrogram
+        self.resamplers: dict[str, Any] = {}
+        if config.clone:
+            self.tokenizer = _speech_tokenizer(config)
+            self.speaker_encoder = CAMPPlus(growth_rate=config.speaker_growth)
+        self.flow = CausalMaskedDiffWithXvec(
+            input_size=config.encoder_size, encoder=_encoder(config), decoder=_flow_decoder(config)
+        )
+        self.mel2wav = _vocoder(config)
+        # Upstream's fade-in of the first 40 ms: 20 ms of silence, then 20 ms of raised cosine.
+        ramp = (torch.cos(torch.linspace(torch.pi, 0, S3GEN_SR // 50)) + 1) / 2
+        self.register_buffer("trim_fade", torch.cat([torch.zeros_like(ramp), ramp]), persistent=False)
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are (upstream asks the tokenizer, which a voice that cannot clone does not have)."""
+        return self.trim_fade.device
+
+
+def _speech_tokenizer(config: ModelConfig) -> S3Tokenizer:
+    tokenizer = S3Tokenizer("speech_tokenizer_v2_25hz")
+    size, layers = config.tokenizer_size, config.tokenizer_layers
+    if (size, layers) != (1280, 6):  # S3Tokenizer does not pass its sizes on; heads are 64 wide by construction
+        tokenizer.encoder = AudioEncoderV2(tokenizer.config.n_mels, size, size // 64, layers, 2, False)
+        tokenizer.quantizer = FSQVectorQuantization(size, tokenizer.config.n_codebook_size)
+    return tokenizer
+
+
+def _encoder(config: ModelConfig) -> UpsampleConformerEncoder:
+    size = config.encoder_size
+    encoder = UpsampleConformerEncoder(
+        input_size=size, output_size=size, attention_heads=config.encoder_heads, linear_units=config.encoder_mlp,
+        num_blocks=config.encoder_blocks, dropout_rate=0.1, positional_dropout_rate=0.1, attention_dropout_rate=0.1,
+        normalize_before=True, input_layer="linear", pos_enc_layer_type="rel_pos_espnet",
+        selfattention_layer_type="rel_selfattn", use_cnn_module=False, macaron_style=False,
+    )  # fmt: skip
+    if size != 512:  # 512 channels are written into these two parts
+        encoder.pre_lookahead_layer = PreLookaheadLayer(channels=size, pre_lookahead_len=3)
+        encoder.up_layer = Upsample1D(channels=size, out_channels=size, stride=2)
+    encoder.up_encoders = encoder.up_encoders[: config.encoder_up_blocks]
+    return encoder
+
+
+def _flow_decoder(config: ModelConfig) -> CausalConditionalCFM:
+    unet = ConditionalDecoder(
+        in_channels=320, out_channels=80, causal=True, channels=[config.unet_size], dropout=0.0,
+        attention_head_dim=config.unet_head_size, n_blocks=config.unet_blocks,
+        num_mid_blocks=config.unet_mid_blocks, num_heads=config.unet_heads, act_fn="gelu",
+    )  # fmt: skip
+    return CausalConditionalCFM(spk_emb_dim=80, cfm_params=CFM_PARAMS, estimator=unet)
+
+
+def _vocoder(config: ModelConfig) -> HiFTGenerator:
+    return HiFTGenerator(
+        base_channels=config.vocoder_size, sampling_rate=S3GEN_SR, upsample_rates=[8, 5, 3],
+        upsample_kernel_sizes=[16, 11, 7], resblock_kernel_sizes=list(config.vocoder_kernels),
+        resblock_dilation_sizes=[[1, 3, 5]] * len(config.vocoder_kernels), source_resblock_kernel_sizes=[7, 7, 11],
+        source_resblock_dilation_sizes=[[1, 3, 5]] * 3, f0_predictor=ConvRNNF0Predictor(cond_channels=config.f0_size),
+    )  # fmt: skip
+
+
+def _voice_encoder_config(config: ModelConfig) -> VoiceEncConfig:
+    hp = VoiceEncConfig()
+    hp.ve_hidden_size = config.voice_encoder_size
+    return hp
+
+
+def _tokenizer(path: Path | None) -> EnTokenizer:
+    if path is not None:
+        return EnTokenizer(str(path))
+    with tempfile.TemporaryDirectory() as folder:  # EnTokenizer reads only files
+        file = f"{folder}/tokenizer.json"
+        letter_tokenizer().save(file)
+        return EnTokenizer(file)
+
+
+def letter_tokenizer() -> tokenizers.Tokenizer:
+    """One token a character (ASCII and Latin letters), with the released ids of [START] (255) and [STOP] (0)."""
+    special = {"[STOP]": T3Config.stop_text_token, "[UNK]": 1, "[SPACE]": 2, "[START]": T3Config.start_text_token}
+    characters = string.printable.strip() + "".join(map(chr, range(0xA1, 0x13F)))  # fills the ids 3 to 254
+    letters = {character: 3 + i for i, character in enumerate(characters)}
+    model = tokenizers.models.BPE(vocab=special | letters, merges=[], unk_token="[UNK]")
+    tokenizer = tokenizers.Tokenizer(model)
+    tokenizer.add_special_tokens(list(special))
+    return tokenizer
+
+
+def random_conditionals(hp: T3Config) -> Conditionals:
+    """Conditionals of the released shapes, so that full-size costs are the real ones."""
+    codes = partial(torch.randint, 0, SPEECH_VOCAB_SIZE)
+    t3 = T3Cond(
+        speaker_emb=torch.nn.functional.normalize(torch.rand(1, hp.speaker_embed_size), dim=1),
+        cond_prompt_speech_tokens=codes((1, hp.speech_cond_prompt_len)),
+        emotion_adv=0.5 * torch.ones(1, 1, 1),
+    )
+    gen = {
+        "prompt_token": codes((1, PROMPT_TOKENS)),
+        "prompt_token_len": torch.tensor([PROMPT_TOKENS]),
+        "prompt_feat": torch.randn(1, 2 * PROMPT_TOKENS, 80) - 5,
+        "prompt_feat_len": None,
+        "embedding": torch.randn(1, 192),
+    }
+    return Conditionals(t3, gen)
