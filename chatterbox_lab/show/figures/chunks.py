@@ -18,9 +18,9 @@ from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
-from ..files import written_whole
-from ..study.machine import machine_facts
-from ..study.records import output_folder
+from ...files import written_whole
+from ...study.machine import machine_facts
+from ...study.records import output_folder
 
 _RC = {
     "figure.dpi": 110,
