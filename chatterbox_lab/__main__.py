@@ -1,0 +1,97 @@
+"""The one command line: ``chatterbox-lab NAME ...``, or ``python -m chatterbox_lab NAME ...``.
+
+A command's module is imported when it is called, so that the list of them is there at once.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+import warnings
+from collections.abc import Sequence
+from importlib import import_module
+from typing import NamedTuple
+
+from .study import command
+
+
+class Command(NamedTuple):
+    """A command: its module (with ``add_options`` and ``run``), what it does in a line, and its options in use."""
+
+    module: str
+    does: str
+    example: str
+
+
+COMMANDS = {
+    "speak": Command("show.speak", "say a text: the first sound, its RTF and its first chunk", '"Hello there." --play'),
+    "streams": Command(
+        "study.streams", "upstream's generator and ours side by side", "--model random --chunk-size 25 50 --check"
+    ),
+    "layers": Command(
+        "study.layers", "T3's steps layer by layer, in every analyzer mode", "--model random --lengths 256"
+    ),
+    "t3": Command("study.t3_ladder", "T3's decoding rung by rung, down to the memory's speed", "--model random"),
+    "s3gen": Command("study.s3gen_ladder", "S3Gen's rendering rung by rung", "--model random --chunk-size 25 50"),
+    "sweep": Command(
+        "study.sweep",
+        "a grid of stream settings, chunk by chunk",
+        "--model lab --chunk-size 10 25 50 --backend hf static",
+    ),
+    "trials": Command("study.trials", "what recogniser and listeners say of every way to render", "--sentences 10"),
+    "releases": Command(
+        "study.releases", "what other releases of transformers do (downloads them)", "--cache build/releases"
+    ),
+    "measure": Command("training.evaluate", "how well a model is understood on sentences it never saw", "--model lab"),
+    "train": Command("training.__main__", "the recipe of the lab voice, a stage a call", "text --smoke"),
+}
+
+# Warnings of the pinned stack that tell a user of a command nothing. Processes that a command starts inherit them.
+FILTERED = (
+    "pkg_resources is deprecated",  # librosa 0.10, perth
+    "Deprecated call to `pkg_resources",
+    "`torch.backends.cuda.sdp_kernel()` is deprecated",  # T3's Perceiver, on every call
+    "`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
+)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs a command and returns its exit status: 0, 1 where something failed, 130 after Ctrl-C; 2 is raised."""
+    arguments = sys.argv[1:] if arguments is None else list(arguments)
+    top = argparse.ArgumentParser(
+        prog="chatterbox-lab",
+        description="Chatterbox TTS in a stream: speak, measure, train.",
+        epilog=f"example: chatterbox-lab speak {COMMANDS['speak'].example}; chatterbox-lab NAME --help says more about each.",
+    )
+    named = top.add_subparsers(dest="name", metavar="NAME", required=True)
+    parsers = {
+        name: named.add_parser(
+            name,
+            help=one.does,
+            description=one.does.capitalize() + ".",
+            epilog=f"example: chatterbox-lab {name} {one.example}",
+        )
+        for name, one in COMMANDS.items()
+    }
+    if not arguments or arguments[0] not in COMMANDS:
+        top.parse_args(arguments)  # --help, or an error
+        return 0
+    name = arguments[0]
+    module = import_module(f"chatterbox_lab.{COMMANDS[name].module}")
+    module.add_options(parsers[name])
+    return command.call(module.run, top.parse_args(arguments), parsers[name])
+
+
+def program() -> int:
+    """`main` for a process of its own, which may say what reaches its terminal."""
+    for text in FILTERED:
+        warnings.filterwarnings("ignore", message=text.replace("(", r"\(").replace(")", r"\)"))
+    given = os.environ.get("PYTHONWARNINGS")
+    os.environ["PYTHONWARNINGS"] = ",".join([*([given] if given else []), *(f"ignore:{text}" for text in FILTERED)])
+    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
+    return main()
+
+
+if __name__ == "__main__":
+    sys.exit(program())
