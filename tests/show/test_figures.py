@@ -12,9 +12,10 @@ from PIL import Image
 
 from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import StreamSettings
-from chatterbox_lab.show import figures
-from chatterbox_lab.study import costs as advice
-from chatterbox_lab.study import layers as profiler
+from chatterbox_lab.show import colors, figures, player
+from chatterbox_lab.show.figures.chunks import buffer_levels
+from chatterbox_lab.study import costs as study_costs
+from chatterbox_lab.study import layers
 
 
 @pytest.fixture(autouse=True)
@@ -43,6 +44,12 @@ def test_a_recorded_figure_says_what_was_recorded() -> None:
     }  # fmt: skip
 
 
+def test_the_player_has_the_colours_of_the_figures() -> None:
+    css = Path(player.__file__).with_name("player.css").read_text()
+    for name, color in {"t3": colors.BLUE, "s3gen": colors.AMBER, "watermark": colors.GREY}.items():
+        assert f"--cbl-{name}: {color};" in css
+
+
 def grey(color: str) -> float:
     red, green, blue = to_rgb(color)
     return 0.2126 * red + 0.7152 * green + 0.0722 * blue
@@ -50,7 +57,7 @@ def grey(color: str) -> float:
 
 def test_modes_and_parts_are_told_apart_without_colour() -> None:
     styles = figures.MODE_STYLES
-    assert set(styles) == set(profiler.MODES)
+    assert set(styles) == set(layers.MODES)
     assert len({style["marker"] for style in styles.values()}) == len(styles)
     shades = sorted(grey(style["color"]) for style in styles.values())
     assert min(b - a for a, b in pairwise(shades)) > 0.08
@@ -62,9 +69,9 @@ def test_modes_and_parts_are_told_apart_without_colour() -> None:
 def costs() -> pd.DataFrame:
     rows = [
         (phase, 64, mode, layer, part, 0.001 * (layer + 2))
-        for phase in profiler.PHASES
+        for phase in layers.PHASES
         for mode in ("stock", "off")
-        for layer, parts in ((0, profiler.PARTS), (1, profiler.PARTS), (profiler.WHOLE, figures.PART_COLORS))
+        for layer, parts in ((0, layers.PARTS), (1, layers.PARTS), (layers.WHOLE, figures.PART_COLORS))
         for part in parts
     ]
     return pd.DataFrame(rows, columns=["phase", "length", "mode", "layer", "part", "seconds"])
@@ -82,9 +89,9 @@ def test_heat_map_shows_milliseconds_by_layer_and_mode(costs: pd.DataFrame) -> N
 
 def test_bars_stack_the_parts_of_a_step(costs: pd.DataFrame) -> None:
     drawn = figures.step_parts(costs, 64)
-    for ax, phase in zip(drawn.axes, profiler.PHASES, strict=True):
+    for ax, phase in zip(drawn.axes, layers.PHASES, strict=True):
         assert phase in ax.get_title(loc="left")
-        assert ax.get_xlabel() == "ms a step"
+        assert ax.get_xlabel() == "ms per step"
         assert len(ax.patches) == 2 * len(figures.PART_COLORS)
         assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(5.0)
     plt.close(drawn)
@@ -97,7 +104,7 @@ def test_the_ladder_shows_times_limits_and_gains() -> None:
     board = pd.DataFrame(
         {"ms/token": [300.0, 150.0, 30.0], "limit (ms)": [60.0, 60.0, 15.0], "to stock": [1.0, 2.0, 10.0]}, index=RUNGS
     )
-    drawn = figures.ladder_bars(board)
+    drawn = figures.t3_rungs(board)
     (ax,) = drawn.axes
     assert [patch.get_width() for patch in ax.patches] == [300.0, 150.0, 30.0]
     assert [label.get_text() for label in ax.get_yticklabels()] == RUNGS
@@ -109,7 +116,7 @@ def test_the_ladder_shows_times_limits_and_gains() -> None:
 
 def test_a_steps_parts_are_stacked_beside_the_limit() -> None:
     parts = pd.DataFrame({"products": 0.02, "attention": 0.01, "rest": 0.005, "limit_seconds": 0.015}, index=RUNGS)
-    drawn = figures.ladder_parts(parts)
+    drawn = figures.t3_rung_parts(parts)
     (ax,) = drawn.axes
     assert len(ax.patches) == 9
     assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(35.0)
@@ -117,13 +124,13 @@ def test_a_steps_parts_are_stacked_beside_the_limit() -> None:
     plt.close(drawn)
 
 
-def test_growth_is_drawn_from_zero_with_a_line_a_rung() -> None:
+def test_token_times_are_drawn_from_zero_with_a_line_for_each_rung() -> None:
     times = pd.DataFrame({rung: [30.0 + number] * 40 for number, rung in enumerate(RUNGS)}, index=range(1, 321, 8))
-    drawn = figures.growth(times)
+    drawn = figures.t3_token_times(times)
     (ax,) = drawn.axes
     assert ax.get_ylim()[0] == 0
     assert [text.get_text() for text in ax.get_legend().get_texts()] == RUNGS
-    assert "ms a token" in ax.get_ylabel()
+    assert "ms per token" in ax.get_ylabel()
     plt.close(drawn)
 
 
@@ -147,7 +154,7 @@ def test_windows_are_drawn_by_voice_prompt_with_their_lines() -> None:
 def test_the_parts_of_an_rtf_add_up_to_it() -> None:
     costs = Costs(token=0.007, prefill=0.04, chunk=0.02, window_token=0.0005)
     settings = [StreamSettings(chunk_size=size, context_window=50) for size in (25, 100)]
-    shares = advice.shares(costs, settings)
+    shares = study_costs.shares(costs, settings)
     assert shares.sum(axis=1).tolist() == pytest.approx([costs.rtf(size, 50, 500) for size in (25, 100)])
     ax = figures.rtf_shares({"here": shares}).axes[0]
     assert [bar.get_width() for bar in ax.patches] == pytest.approx(shares.T.to_numpy().ravel().tolist())
@@ -180,7 +187,7 @@ def test_the_front_is_filled_and_growing_schedules_are_starred() -> None:
 
 
 def test_the_buffer_rises_with_a_chunk_and_falls_with_the_clock() -> None:
-    times, levels = figures._levels([1.0, 1.5, 4.0], [1.0, 1.0, 0.5])
+    times, levels = buffer_levels([1.0, 1.5, 4.0], [1.0, 1.0, 0.5])
     assert times == [0, 1, 1, 1.5, 1.5, 3.0, 4.0, 4.0, 4.5]
     assert levels == [0, 0, 1, 0.5, 1.5, 0, 0, 0.5, 0]
     chunks = pd.DataFrame({"arrival_seconds": [1.0, 1.5], "audio_seconds": [1.0, 1.0], "new_tokens": [25, 25]})
@@ -189,12 +196,12 @@ def test_the_buffer_rises_with_a_chunk_and_falls_with_the_clock() -> None:
     assert all(ax.get_ylabel() for ax in figure.axes)
 
 
-def test_the_prices_of_s3gen_are_drawn_as_they_are() -> None:
+def test_the_rungs_of_s3gen_are_drawn_as_they_are() -> None:
     names = ["stock", "bfloat16", "each frame once"]
     shape = {"chunk size": [25] * 3 + [50] * 3, "context": [50] * 3 + [100] * 3, "rung": names * 2}
     costs = {"s/chunk": [20, 12, 2, 26, 14, 4.0], "RTF": [20, 12, 2, 13, 7, 2.0], "to stock": [1, 1.7, 10, 1, 1.9, 6.5]}
     board = pd.DataFrame(shape | costs | {"sound": ["same", "rounding", "other"] * 2}).set_index(list(shape))
-    ax = figures.price_bars(board.loc[50, 100], 50).axes[0]
+    ax = figures.s3gen_rungs(board.loc[50, 100], 50).axes[0]
     assert [bar.get_width() for bar in ax.patches[:3]] == [26, 14, 4]
     assert [label.get_text() for label in ax.get_yticklabels()] == names
     assert ax.get_xlim()[1] > 26

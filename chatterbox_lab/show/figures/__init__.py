@@ -1,3 +1,39 @@
-"""One style for every figure, readable in black and white, with what it was measured on inside the file."""
+"""One style for every figure, readable in black and white, with what it was measured on inside the file.
 
-from .chunks import *  # noqa: F403
+`style` has the look and the saving, the other modules draw by topic; all names are reached as ``figures.NAME``.
+"""
+
+from .chunks import SHARE_COLORS, buffers, context_heat_map, latency_front, rtf_shares, window_costs
+from .ladders import chunk_costs, s3gen_rungs, t3_rung_parts, t3_rungs, t3_token_times
+from .layers import MODE_STYLES, PART_COLORS, layer_heat_map, over_length, step_parts
+from .seams import seam_close_up, trials_board
+from .style import log_scale, origin, provenance, save, set_style, show
+from .training import training_curves
+
+__all__ = [
+    "MODE_STYLES",
+    "PART_COLORS",
+    "SHARE_COLORS",
+    "buffers",
+    "chunk_costs",
+    "context_heat_map",
+    "latency_front",
+    "layer_heat_map",
+    "log_scale",
+    "origin",
+    "over_length",
+    "provenance",
+    "rtf_shares",
+    "s3gen_rungs",
+    "save",
+    "seam_close_up",
+    "set_style",
+    "show",
+    "step_parts",
+    "t3_rung_parts",
+    "t3_rungs",
+    "t3_token_times",
+    "training_curves",
+    "trials_board",
+    "window_costs",
+]
