@@ -10,18 +10,16 @@ import os
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
-from html import escape
 from pathlib import Path
 from typing import Any
 
 import anywidget
-import numpy as np
 import torch
 import traitlets
 from IPython import get_ipython
-from IPython.display import HTML, Audio
+from IPython.display import Audio
 
 from ..engine.clock import StreamMetrics
 from ..engine.settings import whole_number
@@ -250,46 +248,6 @@ def play(stream: Stream, sample_rate: int = 24000, title: str = "") -> Player | 
     if not audio:
         raise ValueError("stream: ended before its first chunk, so there is nothing to play")
     return Audio(torch.cat(audio, dim=1).clamp(-1, 1).numpy(), rate=sample_rate, normalize=False)
-
-
-_CARD = """<figure style="flex: 1 1 15em; margin: 0; min-width: 0">
-<figcaption style="overflow-wrap: anywhere"><b>{name}</b><br>{note}</figcaption>
-<svg viewBox="0 0 {width} 2" preserveAspectRatio="none" role="img" aria-label="waveform of {name}, {seams} seams"
- style="width: 100%; height: 64px; margin: 4px 0"><path d="{wave}" fill="currentColor" opacity="0.6"/>
-<path d="{lines}" stroke="#b3400e" stroke-width="1.5" stroke-dasharray="4 3" vector-effect="non-scaling-stroke"/></svg>
-<audio controls style="width: 100%" src="{source}"></audio></figure>"""
-_COLUMNS = 400  # of a waveform
-
-
-def compare(
-    spoken: Mapping[str, Sequence[torch.Tensor]], sample_rate: int = 24000, notes: Mapping[str, str] | None = None
-) -> HTML:
-    """Recordings side by side, with their waveforms and the seams between their chunks; needs no kernel to be heard.
-
-    Args:
-        spoken: by name, the chunks of each, (1, samples), float32; all are drawn to one scale of time and level.
-        sample_rate: samples per second.
-        notes: a line to stand under a name.
-
-    Raises:
-        ValueError: nothing to compare, or a recording without audio.
-    """
-    empty = [name for name, chunks in spoken.items() if not sum(chunk.shape[1] for chunk in chunks)]
-    if empty or not spoken:
-        raise ValueError(f"spoken={list(spoken)}: every recording needs audio" + f", {empty} have none" * bool(empty))
-    waves = {name: torch.cat(list(chunks), dim=1)[0].clamp(-1, 1).numpy() for name, chunks in spoken.items()}
-    longest, loudest = (max(measure(wave) for wave in waves.values()) for measure in (len, lambda w: abs(w).max()))
-    cards = []
-    for name, wave in waves.items():
-        seams = np.cumsum([chunk.shape[1] for chunk in spoken[name]])[:-1] / longest * _COLUMNS
-        edges = np.linspace(0, len(wave), round(_COLUMNS * len(wave) / longest) + 1)[:-1].astype(int)
-        level = np.maximum.reduceat(np.abs(wave), edges) / (loudest or 1)
-        drawn = " ".join(f"M{x} {1 - y:.3f}h1V{1 + y:.3f}h-1z" for x, y in enumerate(level))
-        lines = " ".join(f"M{x:.1f} 0V2" for x in seams)
-        source = Audio(wave, rate=sample_rate, normalize=False).src_attr()
-        texts = {"name": escape(name), "note": escape((notes or {}).get(name, ""))}
-        cards.append(_CARD.format(**texts, width=_COLUMNS, seams=len(seams), wave=drawn, lines=lines, source=source))
-    return HTML(f'<div style="display: flex; flex-wrap: wrap; gap: 12px 20px">{"".join(cards)}</div>')
 
 
 def front_end() -> bool:

@@ -15,10 +15,12 @@ from ipywidgets.widgets import widget as widget_module
 
 import chatterbox_lab as lab
 from chatterbox_lab.engine import stream
-from chatterbox_lab.engine.settings import ANALYZERS, BACKENDS, FLOWS, SCHEDULES
-from chatterbox_lab.show import explorer, player
+from chatterbox_lab.engine.schedule import SCHEDULES
+from chatterbox_lab.engine.settings import FLOW_DTYPES, FLOWS, WEIGHTS
+from chatterbox_lab.engine.t3.backends import ANALYZERS, BACKENDS
+from chatterbox_lab.show import explorer, form, player
 from chatterbox_lab.show.explorer import Explorer
-from chatterbox_lab.study import costs as advice
+from chatterbox_lab.study import costs
 
 SHORT = {"chunk_size": 3, "context_window": 3, "max_new_tokens": 9}
 
@@ -79,7 +81,7 @@ def finished(made: Explorer, **values: Any) -> None:
 
 def test_what_is_heard_is_what_the_fields_say(lab_explorer: Explorer, tts: Any) -> None:
     finished(lab_explorer, text="Good morning.", seed=3, temperature=0.5)
-    settings = {"backend": "static", "temperature": 0.5, "ignore_eos": True, "chunk_size": 3, "context_window": 3}
+    settings = {"temperature": 0.5, "ignore_eos": True, "chunk_size": 3, "context_window": 3}
     expected = list(lab.generate_stream(tts, "Good morning.", seed=3, max_new_tokens=9, **settings))
     assert torch.equal(lab_explorer.player.audio, torch.cat([audio for audio, _ in expected], dim=1))
     assert lab_explorer.player.state == "done"
@@ -87,10 +89,13 @@ def test_what_is_heard_is_what_the_fields_say(lab_explorer: Explorer, tts: Any) 
 
 
 def test_choices_are_the_packages_own(lab_explorer: Explorer) -> None:
-    for name, choices in {"analyzer": ANALYZERS, "backend": BACKENDS, "schedule": SCHEDULES, "flow": FLOWS}.items():
-        assert lab_explorer.controls[name].options == choices
+    backends, flows = ("auto", *BACKENDS), {"flow": FLOWS, "flow_dtype": FLOW_DTYPES}
+    choices = {"analyzer": ANALYZERS, "backend": backends, "schedule": SCHEDULES, "weights": WEIGHTS} | flows
+    for name, allowed in choices.items():
+        assert lab_explorer.controls[name].options == tuple(allowed)
+    assert lab_explorer.target.options == costs.TARGETS
     without = {field.name for field in fields(lab.StreamSettings)} - lab_explorer.controls.keys()
-    assert without == {"fade_duration", "guard", "costs", "ignore_eos", "guided_steps", "overlap"}
+    assert without == {"fade_duration", "guard", "costs", "ignore_eos", "overlap"}
 
 
 @pytest.mark.parametrize(
@@ -106,7 +111,6 @@ def test_choices_are_the_packages_own(lab_explorer: Explorer) -> None:
         ("chunk_size", 0, "chunk_size=0: must be a whole number, at least 1"),
         ("context_window", -1, "context_window=-1: must be a whole number, at least 0"),
         ("max_chunk_size", 0, "max_chunk_size=0: must be a whole number, at least 1"),
-        ("analyzer", "stock", "analyzer='stock' with backend='static'"),
         ("backend", "graph", "backend='graph'"),
     ],
 )
@@ -124,21 +128,35 @@ def test_a_bad_value_is_named_beside_its_field_and_nothing_runs(
     assert beside(lab_explorer) == {}
 
 
+def test_an_analyzer_that_a_backend_cannot_read_is_named(lab_explorer: Explorer) -> None:
+    enter(lab_explorer, analyzer="stock")
+    assert beside(lab_explorer) == {}  # "auto" then takes the backend that returns attention maps
+    enter(lab_explorer, backend="static")
+    assert "analyzer='stock' with backend='static'" in beside(lab_explorer)["analyzer"]
+
+
+def test_every_setting_has_its_usual_value_at_first(tts: Any) -> None:
+    made = Explorer(tts)
+    assert made.settings() == form.STANDARD
+    assert made.settings() == lab.StreamSettings(chunk_size=25, context_window=50)
+    assert beside(made) == {}
+
+
 def test_two_bad_values_are_both_named(lab_explorer: Explorer) -> None:
     enter(lab_explorer, chunk_size=0, text="")
     assert list(beside(lab_explorer)) == ["text", "chunk_size"]
 
 
 def test_markup_in_a_value_is_shown_and_not_obeyed(lab_explorer: Explorer) -> None:
-    enter(lab_explorer, voice="<img src=x onerror=alert(1)>")
+    enter(lab_explorer, model="<img src=x onerror=alert(1)>")
     finished_badly(lab_explorer)
-    assert "<img" not in lab_explorer.errors["voice"].value
-    assert "<img" in html.unescape(lab_explorer.errors["voice"].value)
+    assert "<img" not in lab_explorer.errors["model"].value
+    assert "<img" in html.unescape(lab_explorer.errors["model"].value)
 
 
 def finished_badly(made: Explorer) -> None:
     made.generate()
-    with pytest.raises(ValueError, match="voice="):
+    with pytest.raises(ValueError, match="model="):
         made.player.wait()
 
 
@@ -191,7 +209,7 @@ def test_the_last_runs_stay_as_they_were(lab_explorer: Explorer) -> None:
     assert [player.title.split("seed ")[1][0] for player in lab_explorer.kept] == ["4", "3", "2", "1"]
     kept = lab_explorer.kept[0]
     assert re.fullmatch(
-        r"chunk 3, context 3, fixed, static, analyzer off, seed 4\n"
+        r"chunk 3, context 3, seed 4\n"
         r"RTF [\d.]+, first chunk after [\d.]+ s, 1 chunk, 0\.12 s of audio, 0 underruns",
         kept.title,
     )
@@ -210,23 +228,21 @@ def lost() -> list[str]:
 
 
 def test_a_title_names_what_differs_from_the_usual(lab_explorer: Explorer) -> None:
-    finished(lab_explorer, schedule="grow", max_chunk_size=7, temperature=0.5, max_new_tokens=3)
-    assert lab_explorer.player.title == (
-        "chunk 3 to 7, context 3, grow, static, analyzer off, temperature 0.5, seed 0"
-    )  # fmt: skip
+    finished(lab_explorer, schedule="grow", max_chunk_size=7, temperature=0.5, backend="hf", max_new_tokens=3)
+    assert lab_explorer.player.title == "chunk 3 to 7, context 3, temperature 0.5, backend hf, seed 0"
 
 
-def test_a_voice_that_cannot_be_loaded_leaves_the_old_one(lab_explorer: Explorer, tts: Any) -> None:
-    enter(lab_explorer, voice="no/such/folder")
+def test_a_model_that_cannot_be_loaded_leaves_the_old_one(lab_explorer: Explorer, tts: Any) -> None:
+    enter(lab_explorer, model="no/such/folder")
     finished_badly(lab_explorer)
-    assert "existing voice folder" in beside(lab_explorer)["voice"]
+    assert "existing voice folder" in beside(lab_explorer)["model"]
     assert lab_explorer.tts is tts
-    finished(lab_explorer, voice=explorer.GIVEN)
+    finished(lab_explorer, model=form.GIVEN)
     assert lab_explorer.player.state == "done"
     assert lab_explorer.kept == []  # a run without audio is not kept
 
 
-def test_a_voice_is_loaded_where_it_is_first_used(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_is_loaded_where_it_is_first_used(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
 
     def load(name: str, device: str) -> Any:
@@ -234,7 +250,7 @@ def test_a_voice_is_loaded_where_it_is_first_used(tts: Any, monkeypatch: pytest.
         return tts
 
     monkeypatch.setattr(explorer, "load", load)
-    made = made_with(None, voice="tiny", device="cpu")
+    made = made_with(None, model="tiny", device="cpu")
     assert loaded == []
     for _ in range(2):
         finished(made)
@@ -287,15 +303,15 @@ def test_two_explorers_never_run_a_model_at_once(lab_explorer: Explorer, tts: An
 def test_a_recommendation_fills_the_fields(lab_explorer: Explorer, tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     asked: list[Any] = []
     gate = threading.Event()
-    costs = lab.Costs()
-    values = {"chunk_size": 4, "max_chunk_size": 8, "schedule": "grow", "costs": costs, "fade_duration": 0.01}
+    measured = lab.Costs()
+    values = {"chunk_size": 4, "max_chunk_size": 8, "schedule": "grow", "costs": measured, "fade_duration": 0.01}
 
     def recommend(model: Any, target: str, *, settings: lab.StreamSettings) -> Any:
         asked.append((model, target, settings.temperature))
         gate.wait(60)
-        return advice.Recommendation(**vars(settings) | values, reason="Because <it> fits.")
+        return costs.Recommendation(**vars(settings) | values, reason="Because <it> fits.")
 
-    monkeypatch.setattr(advice, "recommend", recommend)
+    monkeypatch.setattr(costs, "recommend", recommend)
     enter(lab_explorer, temperature=0.6)
     lab_explorer.target.value = "latency"
     lab_explorer.recommend()
@@ -307,7 +323,7 @@ def test_a_recommendation_fills_the_fields(lab_explorer: Explorer, tts: Any, mon
     assert said(lab_explorer) == "Because <it> fits."
     settings = lab_explorer.settings()
     assert {name: getattr(settings, name) for name in values} == values
-    assert settings.costs is costs
+    assert settings.costs is measured
     assert settings.temperature == 0.6
     finished(lab_explorer)
     assert lab_explorer.player.chunks[0].samples == 4 * 960 - 240  # a cross-fade of 10 ms is held back
@@ -317,7 +333,7 @@ def test_a_recommendation_that_fails_is_said(lab_explorer: Explorer, monkeypatch
     def recommend(*_: Any, **__: Any) -> None:
         raise ValueError("backend='static': does not fit")
 
-    monkeypatch.setattr(advice, "recommend", recommend)
+    monkeypatch.setattr(costs, "recommend", recommend)
     lab_explorer.recommend()
     free(lab_explorer)
     assert beside(lab_explorer) == {"backend": "backend='static': does not fit"}

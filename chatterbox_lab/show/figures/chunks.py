@@ -89,8 +89,8 @@ def latency_front(points: pd.DataFrame, grown: pd.DataFrame | None = None) -> Fi
         ax.plot([], [], marker, color=shade, label=f"context {context}")
     last = points[points["context_window"] == points["context_window"].max()]
     for row in last.to_dict("records"):
-        where = (row["first chunk (s)"], row["RTF"])
-        ax.annotate(f"{row['chunk_size']}", where, (5, 7), textcoords="offset points", size=8)
+        top = (row["first chunk (s)"], row["highest RTF"])
+        ax.annotate(f"{row['chunk_size']}", top, (0, 5), textcoords="offset points", size=8, ha="center")
     if grown is not None:
         ax.plot(grown["first chunk (s)"], grown["RTF"], "*", color=SEAM, markersize=14, label="growing schedule")
     log_scale(ax.xaxis)

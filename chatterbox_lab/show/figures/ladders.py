@@ -138,7 +138,7 @@ def chunk_costs(board: pd.DataFrame, rungs: Sequence[str]) -> Figure:
     axes[1].axhline(1, **REAL_TIME)
     axes[1].annotate("real time", (sizes[-1], 1), (0, -11), textcoords="offset points", size=8, ha="right")
     log_scale(axes[1].yaxis)
-    axes[1].set_ylim(bottom=min(0.8, axes[1].get_ylim()[0]))
+    axes[1].set_ylim(bottom=min(0.7, axes[1].get_ylim()[0]))
     axes[0].set(ylabel="seconds per chunk", ylim=(0, None), title="Per chunk")
     axes[1].set(ylabel="RTF of S3Gen alone", title="Per second of speech")
     legend_above(figure, axes[0])
