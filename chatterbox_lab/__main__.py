@@ -8,7 +8,6 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
@@ -27,7 +26,7 @@ class Command(NamedTuple):
 COMMANDS = {
     "speak": Command("show.speak", "say a text: the first sound, its RTF and its first chunk", '"Hello there." --play'),
     "streams": Command(
-        "study.streams", "upstream's generator and ours side by side", "--model random --chunk-size 25 50 --check"
+        "study.benchmark", "upstream's generator and ours side by side", "--model random --chunk-size 25 50 --check"
     ),
     "layers": Command(
         "study.layers", "T3's steps layer by layer, in every analyzer mode", "--model random --lengths 256"
@@ -47,14 +46,6 @@ COMMANDS = {
     "train": Command("training.__main__", "the recipe of the lab voice, a stage a call", "text --smoke"),
 }
 
-# Warnings of the pinned stack that tell a user of a command nothing. Processes that a command starts inherit them.
-FILTERED = (
-    "pkg_resources is deprecated",  # librosa 0.10, perth
-    "Deprecated call to `pkg_resources",
-    "`torch.backends.cuda.sdp_kernel()` is deprecated",  # T3's Perceiver, on every call
-    "`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
-)
-
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs a command and returns its exit status: 0, 1 where something failed, 130 after Ctrl-C; 2 is raised."""
@@ -62,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     top = argparse.ArgumentParser(
         prog="chatterbox-lab",
         description="Chatterbox TTS in a stream: speak, measure, train.",
-        epilog=f"example: chatterbox-lab speak {COMMANDS['speak'].example}; chatterbox-lab NAME --help says more about each.",
+        epilog=f"example: chatterbox-lab speak {COMMANDS['speak'].example} (NAME --help says more about each)",
     )
     named = top.add_subparsers(dest="name", metavar="NAME", required=True)
     parsers = {
@@ -85,10 +76,6 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 def program() -> int:
     """`main` for a process of its own, which may say what reaches its terminal."""
-    for text in FILTERED:
-        warnings.filterwarnings("ignore", message=text.replace("(", r"\(").replace(")", r"\)"))
-    given = os.environ.get("PYTHONWARNINGS")
-    os.environ["PYTHONWARNINGS"] = ",".join([*([given] if given else []), *(f"ignore:{text}" for text in FILTERED)])
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
     return main()
 

@@ -1,12 +1,9 @@
-"""Records in data/transformers.csv what transformers releases do with a Llama asked for its attention maps.
+"""What other releases of transformers do with a Llama that is asked for its attention maps.
 
 Upstream asks every layer of an SDPA Llama for attention maps and is pinned to transformers 4.46.3, which then leaves
-SDPA; this says what later releases do. Run it from the repository's environment, which lends torch and all else:
-
-    python data/record_transformers.py
-
-Each release is installed in a folder of its own (350 MB in all, removed afterwards unless ``--cache`` keeps them)
-and probed in a process of its own: a seeded Llama of 4 layers, float32, on the CPU. The columns:
+SDPA; this says what later releases do. ``chatterbox-lab releases`` installs each in a folder of its own (350 MB in
+all, removed afterwards unless ``--cache`` keeps them), lends it torch and all else from the environment, and probes it
+in a process of its own: a seeded Llama of 4 layers, float32, on the CPU. The columns of ``transformers.csv``:
 
 - ``transformers``, ``torch``: the versions that ran.
 - ``attention_maps``: layers whose map came back for ``output_attentions=True``, its rows summing to 1.
@@ -39,11 +36,12 @@ from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from ..files import REPOSITORY, written_whole
+
 if TYPE_CHECKING:
     import torch
     from transformers import LlamaModel
 
-REPOSITORY = Path(__file__).resolve().parents[2]
 # With each release, what the environment may hold in a version that the release refuses; pinned, so that a later run
 # records the same thing.
 RELEASES = {
@@ -66,50 +64,57 @@ LONGEST_TEXT = 160
 LONGEST_RUN = 900  # seconds, for an installation as for a probe
 
 
-def main() -> int:
-    """Records every release, or, with ``--probe``, prints what the importable one does. Returns the exit status."""
-    args = parse_arguments()
-    sys.path.insert(0, str(REPOSITORY))
-    if args.probe:
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chatterbox-lab releases``."""
+    parser.add_argument(
+        "--releases",
+        nargs="+",
+        metavar="X",
+        choices=RELEASES,
+        default=list(RELEASES),
+        help="%(choices)s (default: all)",
+    )
+    parser.add_argument(
+        "--cache", type=Path, metavar="X", help="keep the releases in X/VERSION, and use those that are already there"
+    )
+    parser.add_argument("--output", type=Path, metavar="X", help="CSV to write (default: build/data/transformers.csv)")
+    parser.add_argument("--probe", action="store_true", help="print, as JSON, what the importable transformers does")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Records the releases, or probes the one that is importable; returns 1 where something could not be recorded."""
+    if options.probe:
         print(json.dumps(probe_release()))
         return 0
-    import pandas as pd
+    import pandas as pd  # none of these in a process that probes
     from tqdm import tqdm
 
-    from chatterbox_lab.study.records import save_results
+    from .records import output_folder
 
-    with tempfile.TemporaryDirectory() if args.cache is None else nullcontext(args.cache) as folder:
-        rows = [record(version, Path(folder)) for version in tqdm(RELEASES, "transformers releases", unit="release")]
+    with tempfile.TemporaryDirectory() if options.cache is None else nullcontext(options.cache) as folder:
+        versions = tqdm(options.releases, "transformers releases", unit="release")
+        rows = [record(version, Path(folder)) for version in versions]
     failed = [row for row in rows if row.get("error")]
     for row in failed:
         print(f"transformers {row['transformers']}: {row['error']}", file=sys.stderr)
+    path = options.output or output_folder("data") / "transformers.csv"
     if not any("torch" in row for row in rows):
-        print("No release could be probed; data/transformers.csv is left as it was.", file=sys.stderr)
+        print(f"No release could be probed; {path.name} is left as it was.", file=sys.stderr)
         return 1
-    # dtype object keeps the integers of a column that lacks some
-    print(save_results(pd.DataFrame(rows, columns=COLUMNS, dtype=object), "transformers", {}))
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with written_whole(path) as part:  # dtype object keeps the integers of a column that lacks some
+        pd.DataFrame(rows, columns=COLUMNS, dtype=object).to_csv(part, index=False)
+    print(f"{len(rows)} rows are in {path.name}.")
     return int(bool(failed))
-
-
-def parse_arguments() -> argparse.Namespace:
-    """The command line's arguments."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument(
-        "--cache",
-        type=Path,
-        metavar="FOLDER",
-        help="keep the releases in FOLDER/<version>, and use those already there (default: a temporary folder)",
-    )
-    parser.add_argument("--probe", action="store_true", help="print, as JSON, what the importable transformers does")
-    return parser.parse_args()
 
 
 def record(version: str, cache: Path) -> dict[str, Any]:
     """One release's row; a failure becomes its ``error``."""
     try:
         folder = installed(version, cache)
-        command = [sys.executable, str(Path(__file__).resolve()), "--probe"]
-        output = run("probing", command, dict(os.environ, PYTHONPATH=str(folder), PYTHONDONTWRITEBYTECODE="1"))
+        path = os.pathsep.join([str(folder.resolve()), str(REPOSITORY)])
+        environment = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
+        output = _said("probing", [sys.executable, "-m", "chatterbox_lab", "releases", "--probe"], environment)
         row = json.loads(output.splitlines()[-1])
         if row["transformers"] != version:
             raise RuntimeError(f"probing: transformers {row['transformers']} was imported")
@@ -127,14 +132,14 @@ def installed(version: str, cache: Path) -> Path:
         part.mkdir(parents=True)
         packages = [f"transformers=={version}", *RELEASES[version]]
         try:
-            run("installing", [*installer(), "--quiet", "--no-deps", "--target", str(part), *packages])
+            _said("installing", [*_installer(), "--quiet", "--no-deps", "--target", str(part), *packages])
             part.replace(folder)
         finally:
             shutil.rmtree(part, ignore_errors=True)
     return folder
 
 
-def installer() -> list[str]:
+def _installer() -> list[str]:
     """The beginning of an install command: pip, or uv where the environment has no pip."""
     if importlib.util.find_spec("pip"):
         return [sys.executable, "-m", "pip", "install", "--disable-pip-version-check", "--no-compile"]
@@ -143,7 +148,7 @@ def installer() -> list[str]:
     raise RuntimeError("installing: neither pip nor uv is there")
 
 
-def run(what: str, command: list[str], env: dict[str, str] | None = None) -> str:
+def _said(what: str, command: list[str], env: dict[str, str] | None = None) -> str:
     """What ``command`` prints. Raises RuntimeError with the last line of its complaint."""
     try:
         done = subprocess.run(command, capture_output=True, text=True, env=env, timeout=LONGEST_RUN)
@@ -207,7 +212,7 @@ def ask_for_maps(embeds: torch.Tensor) -> dict[str, Any]:
     """What ``output_attentions=True`` gives, and how the layers compute it."""
     import torch
 
-    from chatterbox_lab.study.fallback import watch_layers
+    from .fallback import watch_layers
 
     prefill = {"inputs_embeds": embeds[:, :LENGTH], "use_cache": False}
     model = build("sdpa")
@@ -275,7 +280,7 @@ def read_with_probe(embeds: torch.Tensor) -> dict[str, Any]:
     import torch
     from transformers import DynamicCache
 
-    from chatterbox_lab.engine.t3.attention import Attention
+    from ..engine.t3.attention import Attention
 
     model, eager = build("sdpa"), build("eager")
     eager.load_state_dict(model.state_dict())
@@ -299,7 +304,7 @@ def read_with_probe(embeds: torch.Tensor) -> dict[str, Any]:
 @contextmanager
 def heard() -> Iterator[list[str]]:
     """Collects, once each, the texts that transformers logs and that Python warns with; filled at the end."""
-    from chatterbox_lab.study.logs import catch_warnings
+    from .logs import catch_warnings
 
     texts: list[str] = []
     with warnings.catch_warnings(record=True) as raised, catch_warnings() as logged:
@@ -317,7 +322,3 @@ def largest(difference: torch.Tensor) -> float:
 def rounded(share: torch.Tensor) -> float:
     """Three digits of a share."""
     return float(f"{share:.3g}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
+import argparse
 import os
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
@@ -12,11 +12,12 @@ import pandas as pd
 import pytest
 import torch
 
-from chatterbox_lab.engine import clock as measure
+from chatterbox_lab.__main__ import main
+from chatterbox_lab.engine.clock import StreamMetrics
 from chatterbox_lab.engine.stream import speech_tokens
 from chatterbox_lab.engine.t3 import decode
-from chatterbox_lab.study import streams as bench
-from chatterbox_lab.study.records import REPOSITORY
+from chatterbox_lab.files import REPOSITORY
+from chatterbox_lab.study import benchmark, streams
 from chatterbox_lab.voices.build import LabTTS
 
 SHORT = ["--model", "tiny", "--device", "cpu", "--chunk-size", "3", "--tokens", "3", "--rounds", "2"]
@@ -30,18 +31,16 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 @pytest.fixture
 def loaded(tts: LabTTS, monkeypatch: pytest.MonkeyPatch) -> LabTTS:
     """The command line measures the shared model instead of loading one."""
-    monkeypatch.setattr(bench, "load", lambda *_, **__: tts)
+    monkeypatch.setattr(benchmark, "load", lambda *_, **__: tts)
     return tts
 
 
 def keys(path: Path) -> list[tuple]:
-    return sorted(map(tuple, pd.read_csv(path)[bench.KEY].to_numpy().tolist()))
+    return sorted(map(tuple, pd.read_csv(path)[benchmark.KEY].to_numpy().tolist()))
 
 
 def stream(rtf: float, chunks: int = 2) -> Any:
-    metrics = measure.StreamMetrics(
-        rtf=rtf, latency_to_first_chunk=rtf, tokens=5, chunk_count=chunks, total_audio_duration=1.0
-    )
+    metrics = StreamMetrics(rtf=rtf, latency_to_first_chunk=rtf, tokens=5, chunk_count=chunks, total_audio_duration=1.0)
     return iter([(torch.zeros(1, 1), metrics)] * chunks)
 
 
@@ -53,21 +52,21 @@ def test_variants_take_turns_and_ratios_are_within_rounds() -> None:
         order.append(name)
         return stream(next(clock[name]))
 
-    runs = bench.interleaved({name: lambda name=name: start(name) for name in clock}, rounds=3)
+    runs = streams.interleaved({name: lambda name=name: start(name) for name in clock}, rounds=3)
     assert order == ["slow", "fast"] * 2 + ["fast", "slow"] + ["slow", "fast"]  # to and fro
     assert runs["state"].tolist() == ["warm-up"] * 2 + ["warm"] * 6
-    table = bench.summary(runs, against="slow")
+    table = streams.summary(runs, against="slow")
     assert table.loc["fast", "RTF"] == 2.0
     assert table.loc["fast", "RTF ratio"] == 0.5
     assert table.loc["fast", "ratio range"] == "0.25 to 0.50"
     with pytest.raises(ValueError, match="against='medium'"):
-        bench.summary(runs, against="medium")
+        streams.summary(runs, against="medium")
     with pytest.raises(ValueError, match="rounds=0"):
-        bench.interleaved({}, rounds=0)
+        streams.interleaved({}, rounds=0)
 
 
 def test_every_backend_is_a_variant_of_ours_where_it_can_be() -> None:
-    ours = dict(bench._ours(("stock", "off"), ("hf", "static", "static-int8")))
+    ours = dict(streams.ours(("stock", "off"), ("hf", "static", "static-int8")))
     assert ours == {
         "ours, stock": {"analyzer": "stock", "backend": "hf"},
         "ours, off": {"analyzer": "off", "backend": "hf"},
@@ -85,7 +84,7 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on() -> None:
             raise torch.OutOfMemoryError("CUDA out of memory.\nTried to allocate")
         return stream(1.0)
 
-    rows = list(bench.runs({"broken": broken, "whole": lambda: stream(0.5)}, rounds=3))
+    rows = list(streams.runs({"broken": broken, "whole": lambda: stream(0.5)}, rounds=3))
     assert calls == ["broken"] * 2
     assert [(row["variant"], row["state"], row["error"]) for row in rows] == [
         ("broken", "warm-up", None),
@@ -98,26 +97,26 @@ def test_a_variant_that_fails_is_a_row_and_the_others_go_on() -> None:
 
 def test_a_variant_that_says_nothing_is_an_error() -> None:
     with pytest.raises(RuntimeError, match=r"'silent'.*yielded nothing"):
-        bench.interleaved({"silent": lambda: iter([])}, rounds=1)
+        streams.interleaved({"silent": lambda: iter([])}, rounds=1)
 
 
 def test_what_is_done_is_not_run_again_but_warmed_up_where_something_is_left() -> None:
     done = {("a", "warm-up", -1), ("a", "warm", 0), ("a", "warm", 1), ("b", "warm-up", -1), ("b", "warm", 0)}
-    rows = bench.runs({"a": lambda: stream(1.0), "b": lambda: stream(1.0)}, rounds=2, done=done)
+    rows = streams.runs({"a": lambda: stream(1.0), "b": lambda: stream(1.0)}, rounds=2, done=done)
     assert [(row["variant"], row["round"]) for row in rows] == [("b", -1), ("b", 1)]
 
 
 def test_the_command_line_measures_a_grid(loaded: LabTTS, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "runs.csv"
     grid = ["--chunk-size", "0", "2", "3", "--context-window", "4", "--dtype", "float32", "--analyzers", "off"]
-    assert bench.main([*SHORT, *grid, "--check", "--output", str(output)]) == 0
+    assert main(["streams", *SHORT, *grid, "--check", "--output", str(output)]) == 0
     printed = capsys.readouterr().out
     assert "RTF ratio" in printed
     assert "same tokens as upstream, ours, off: 3 of 3 seeds (at least 3 tokens)" in printed
     assert "MB of weights once takes" in printed
     runs = pd.read_csv(output)
     measured = runs[runs["state"] != "check"]
-    for shape, rows in measured.groupby(bench.SHAPE):
+    for shape, rows in measured.groupby(streams.SHAPE):
         assert rows["variant"].tolist() == ["upstream", "ours, off"] * 2 + ["ours, off", "upstream"], shape
         assert rows["round"].tolist() == [-1, -1, 0, 0, 1, 1]
     assert dict(zip(measured["chunk_size"], measured["tokens"], strict=True)) == {0: 3, 2: 4, 3: 3}
@@ -136,8 +135,8 @@ def test_other_tokens_are_found_out(
         tokens[2] += seed == 1
         return tokens
 
-    monkeypatch.setattr(bench, "speech_tokens", wrong)
-    assert bench.main([*SHORT, "--analyzers", "off", "--rounds", "1", "--check"]) == 1
+    monkeypatch.setattr(streams, "speech_tokens", wrong)
+    assert main(["streams", *SHORT, "--analyzers", "off", "--rounds", "1", "--check"]) == 1
     assert "ours, off: 2 of 3 seeds (at least 2 tokens)" in capsys.readouterr().out
 
 
@@ -148,13 +147,13 @@ def test_a_failure_is_in_the_table_and_runs_again_on_resuming(
         raise RuntimeError("no such kernel")
 
     output = tmp_path / "runs.csv"
-    command = [*SHORT, "--analyzers", "off", "--output", str(output)]
+    command = ["streams", *SHORT, "--analyzers", "off", "--output", str(output)]
     with monkeypatch.context() as patch:
-        patch.setattr(bench, "generate_stream", broken)
-        assert bench.main(command) == 1
+        patch.setattr(streams, "generate_stream", broken)
+        assert main(command) == 1
     assert "FAILED cpu, float32, chunk 3, ours, off: RuntimeError: no such kernel" in capsys.readouterr().out
     assert pd.read_csv(output)["variant"].tolist() == ["upstream", "ours, off", "upstream", "upstream"]
-    assert bench.main([*command, "--resume"]) == 0
+    assert main([*command, "--resume"]) == 0
     runs = pd.read_csv(output)
     assert runs["error"].isna().all()
     assert runs["variant"].value_counts().to_dict() == {"upstream": 3, "ours, off": 3}
@@ -163,9 +162,9 @@ def test_a_failure_is_in_the_table_and_runs_again_on_resuming(
 def test_an_interrupt_at_any_run_loses_nothing(
     loaded: LabTTS, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    output, measured = tmp_path / "runs.csv", bench.metrics_of
-    command = [*SHORT, "--analyzers", "off", "--check", "--output", str(output)]
-    assert bench.main(command) == 0
+    output, measured = tmp_path / "runs.csv", streams.metrics_of
+    command = ["streams", *SHORT, "--analyzers", "off", "--check", "--output", str(output)]
+    assert main(command) == 0
     complete, expected = output.read_bytes(), keys(output)
     for calls in range(6):
 
@@ -176,48 +175,71 @@ def test_an_interrupt_at_any_run_loses_nothing(
             return measured(start)
 
         with monkeypatch.context() as patch:
-            patch.setattr(bench, "metrics_of", interrupted)
-            assert bench.main(command) == 130
+            patch.setattr(streams, "metrics_of", interrupted)
+            assert main(command) == 130
         assert output.read_bytes() == complete
         if calls:
             with pytest.raises(SystemExit):
-                bench.main(command)
+                main(command)
             assert "resume it, or delete the file" in capsys.readouterr().err
-        assert bench.main([*command, "--resume"]) == 0
+        assert main([*command, "--resume"]) == 0
         assert keys(output) == expected
         output.write_bytes(complete)
         assert [file.name for file in tmp_path.glob("*.csv")] == ["runs.csv"]
 
 
-def test_a_killed_benchmark_leaves_the_last_file_and_goes_on(tmp_path: Path) -> None:
+KILLED = """
+import os, signal, sys
+from chatterbox_lab.__main__ import main
+from chatterbox_lab.study import streams
+
+measured, left = streams.metrics_of, [None] * 4
+
+def metrics_of(start):
+    if not left:
+        os.kill(os.getpid(), signal.SIGKILL)
+    left.pop()
+    return measured(start)
+
+streams.metrics_of = metrics_of
+main(sys.argv[1:])
+"""
+
+
+def test_a_killed_benchmark_leaves_the_last_file_and_goes_on(loaded: LabTTS, tmp_path: Path) -> None:
     output, unfinished = tmp_path / "runs.csv", tmp_path / "runs.unfinished.csv"
     output.write_text("the last complete one\n")
-    command = [*SHORT, "--analyzers", "off", "--rounds", "12", "--output", str(output)]
-    process = subprocess.Popen([sys.executable, "-m", "chatterbox_lab.study.streams", *command], cwd=REPOSITORY)
-    deadline = time.monotonic() + 600
-    while not unfinished.exists() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.01)
-    process.send_signal(signal.SIGKILL)
-    process.wait()
+    command = ["streams", *SHORT, "--analyzers", "off", "--output", str(output)]
+    killed = subprocess.run([sys.executable, "-c", KILLED, *command], capture_output=True, cwd=REPOSITORY)
+    assert killed.returncode == -signal.SIGKILL
     assert output.read_text() == "the last complete one\n"
-    assert 0 < len(pd.read_csv(unfinished)) < 26
-    assert bench.main([*command, "--resume"]) == 0
-    states = [*(("warm", number) for number in range(12)), ("warm-up", -1)]
+    assert len(pd.read_csv(unfinished)) == 4
+    assert main([*command, "--resume"]) == 0
+    states = [("warm", 0), ("warm", 1), ("warm-up", -1)]
     expected = [(variant, *state) for variant in ("ours, off", "upstream") for state in states]
     assert [key[4:] for key in keys(output)] == expected
 
 
 def test_first_calls_have_a_process_of_their_own(loaded: LabTTS, tmp_path: Path) -> None:
     output = tmp_path / "runs.csv"
-    common = [*SHORT, "--analyzers", "off", "--no-watermark", "--output", str(output)]
-    assert bench.main([*common, "--rounds", "1", "--cold"]) == 0
+    common = ["streams", *SHORT, "--analyzers", "off", "--no-watermark", "--output", str(output)]
+    assert main([*common, "--rounds", "1", "--cold"]) == 0
     cold = pd.read_csv(output).query("state == 'cold'")
     assert cold["variant"].tolist() == ["upstream", "ours, off"]
     assert (cold["tokens"] == 3).all()
     warmed = pd.read_csv(output).query("state == 'warmed'")
     assert warmed["variant"].tolist() == ["ours, off"]
     assert (warmed["warm_up_seconds"] > 0).all()
-    assert (cold["watermark_seconds"] < 0.1).all()  # PerTh takes most of a second the first time
+
+
+def test_a_first_call_loads_what_was_asked_for(loaded: LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked = []
+    monkeypatch.setattr(benchmark, "load", lambda *model, **how: asked.append((*model, how)) or loaded)
+    parser = argparse.ArgumentParser()
+    benchmark.add_options(parser)
+    grid = benchmark.grid_of(parser.parse_args([*SHORT, "--analyzers", "off", "--no-watermark"]))
+    assert benchmark._first_call(grid, "cpu", "float32", "upstream", warmed=False)["tokens"] == 3
+    assert asked == [("tiny", {"device": "cpu", "dtype": "float32", "watermark": False})]
 
 
 def test_a_check_that_fails_is_a_row(
@@ -226,9 +248,9 @@ def test_a_check_that_fails_is_a_row(
     def broken(*_: Any, **__: Any) -> Any:
         raise RuntimeError("no maps here")
 
-    monkeypatch.setattr(bench, "speech_tokens", broken)
-    assert bench.main([*SHORT, "--analyzers", "off", "--rounds", "1", "--check"]) == 1
-    assert capsys.readouterr().out.count("RuntimeError: no maps here") == len(bench.CHECK_SEEDS)
+    monkeypatch.setattr(streams, "speech_tokens", broken)
+    assert main(["streams", *SHORT, "--analyzers", "off", "--rounds", "1", "--check"]) == 1
+    assert capsys.readouterr().out.count("RuntimeError: no maps here") == len(streams.CHECK_SEEDS)
 
 
 def test_a_model_that_does_not_fit_is_a_row(
@@ -239,25 +261,37 @@ def test_a_model_that_does_not_fit_is_a_row(
             raise torch.OutOfMemoryError("CUDA out of memory.")
         return loaded
 
-    monkeypatch.setattr(bench, "load", load)
+    monkeypatch.setattr(benchmark, "load", load)
     output = tmp_path / "runs.csv"
-    command = [*SHORT, "--dtype", "float16", "float32", "--analyzers", "off", "--rounds", "1", "--output", str(output)]
-    assert bench.main(command) == 1
+    command = [
+        "streams",
+        *SHORT,
+        "--dtype",
+        "float16",
+        "float32",
+        "--analyzers",
+        "off",
+        "--rounds",
+        "1",
+        "--output",
+        str(output),
+    ]
+    assert main(command) == 1
     assert "FAILED cpu, float16, chunk 3, loading: OutOfMemoryError: CUDA out of memory." in capsys.readouterr().out
     assert pd.read_csv(output)["dtype"].tolist() == ["float16"] + ["float32"] * 4
 
 
 def test_resuming_compares_like_with_like(loaded: LabTTS, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     output = tmp_path / "runs.csv"
-    command = [*SHORT, "--rounds", "1", "--output", str(output), "--resume", "--analyzers"]
-    assert bench.main([*command, "off"]) == 0
+    command = ["streams", *SHORT, "--rounds", "1", "--output", str(output), "--resume", "--analyzers"]
+    assert main([*command, "off"]) == 0
     with pytest.raises(SystemExit):
-        bench.main([*command, "off", "--tokens", "6"])
+        main([*command, "off", "--tokens", "6"])
     assert "was measured with asked_tokens 3, here it is 6" in capsys.readouterr().err
     before = pd.read_csv(output)
-    assert bench.main([*command, "off"]) == 0
+    assert main([*command, "off"]) == 0
     assert pd.read_csv(output)["rtf"].tolist() == before["rtf"].tolist()
-    assert bench.main([*command, "off", "probe"]) == 0  # a new variant: its round runs anew with all of them
+    assert main([*command, "off", "probe"]) == 0  # a new variant: its round runs anew with all of them
     after = pd.read_csv(output).query("state == 'warm'")
     assert sorted(after["variant"]) == ["ours, off", "ours, probe", "upstream"]
     assert not set(after["rtf"]) & set(before["rtf"])
@@ -280,22 +314,22 @@ def test_resuming_compares_like_with_like(loaded: LabTTS, tmp_path: Path, capsys
 def test_the_command_line_names_what_is_wrong_before_it_loads(
     wrong: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(bench, "load", None)
+    monkeypatch.setattr(benchmark, "load", None)
     with pytest.raises(SystemExit) as exit_:
-        bench.main(wrong)
+        main(["streams", *wrong])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
 
 
 def test_an_unknown_model_and_a_long_text_are_refused(capsys: pytest.CaptureFixture[str], loaded: LabTTS) -> None:
     with pytest.raises(SystemExit):
-        bench.main([*SHORT, "--text", "word " * 3000])
+        main(["streams", *SHORT, "--text", "word " * 3000])
     assert "text of 15000 characters" in capsys.readouterr().err
 
 
 def test_a_missing_model_is_named(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
-        bench.main([*SHORT, "--model", "nowhere"])
+        main(["streams", *SHORT, "--model", "nowhere"])
     assert "model='nowhere': must be one of lab, tiny, random, pretrained" in capsys.readouterr().err
 
 
@@ -326,7 +360,7 @@ def test_the_benchmark_needs_no_watermarker_and_no_jupyter(bare_packages: Path, 
     found = run_bare(bare_packages, "-c", "import perth")
     assert "ModuleNotFoundError" in found.stderr
     output = str(tmp_path / "bare.csv")
-    command = ["-m", "chatterbox_lab.study.streams", "--device", "cpu", "--quick", "--output", output]
+    command = ["-m", "chatterbox_lab", "streams", "--device", "cpu", "--quick", "--output", output]
     refused = run_bare(bare_packages, *command)
     assert refused.returncode == 2
     assert "pip install resemble-perth" in refused.stderr
