@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import platform
 import subprocess
+from collections.abc import Mapping
 from datetime import UTC, datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -17,14 +18,26 @@ from ..engine.clock import StageClock
 from ..files import REPOSITORY
 
 RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
+CPU_KIND = ("cpu_family", "cpu_model", "cpu_capability", "bfloat16")
+"""The columns that tell apart two CPUs of one name; records made before they were kept lack them."""
+_CPUINFO = Path("/proc/cpuinfo")
 
 
 def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
-    """What a measurement ran on: processor, cores, memory, accelerator, versions, commit and date (UTC)."""
+    """What a measurement ran on: processor, cores, memory, accelerator, versions, commit and date (UTC).
+
+    Two CPUs of one name may differ in what they can do: ``cpu_family`` and ``cpu_model`` are the processor's own
+    numbers (empty where the system does not tell), ``cpu_capability`` is the instruction set that PyTorch uses, such as
+    AVX2 or AVX512, and ``bfloat16`` whether oneDNN multiplies it here or refuses to.
+    """
     facts: dict[str, Any] = {
         "machine": torch.cuda.get_device_name(device) if torch.device(device).type == "cuda" else _cpu_name(),
         "device": torch.device(device).type,
         "cpu": _cpu_name(),
+        "cpu_family": _number(_cpuinfo("cpu family")),
+        "cpu_model": _number(_cpuinfo("model")),
+        "cpu_capability": torch.backends.cpu.get_cpu_capability(),
+        "bfloat16": _multiplies_bfloat16(),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -50,12 +63,39 @@ def commit() -> str:
     return head.stdout.strip() + ("" if clean else "+")
 
 
+def in_words(facts: Mapping[str, Any]) -> str:
+    """The machine of a record's row, such as ``AMD EPYC with AVX512 and bfloat16, 2 cores``.
+
+    A GPU is its name alone; a record that is older than its CPU's kind says ``AMD EPYC, 2 cores``.
+    """
+    if facts["device"] != "cpu":
+        return str(facts["machine"])
+    capability = facts.get("cpu_capability")
+    known = isinstance(capability, str)  # else missing, or nan in a table with newer records
+    kind = f" with {capability}" + " and bfloat16" * (str(facts.get("bfloat16")) == "True") if known else ""
+    return f"{facts['machine']}{kind}, {facts['cores']} cores"
+
+
 def _cpu_name() -> str:
+    return _cpuinfo("model name") or platform.processor() or platform.machine()
+
+
+def _cpuinfo(name: str) -> str:
+    """What Linux says of the first processor under this name; empty elsewhere."""
     try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
+        lines = _CPUINFO.read_text().splitlines()
+    except OSError:
+        return ""
+    found = (line.partition(":") for line in lines)
+    return next((value.strip() for key, _, value in found if key.strip() == name), "")
+
+
+def _number(text: str) -> int | str:
+    return int(text) if text.isdecimal() else ""
+
+
+def _multiplies_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _version(package: str) -> str:

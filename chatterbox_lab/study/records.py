@@ -10,16 +10,16 @@ from typing import Any
 import pandas as pd
 
 from ..files import REPOSITORY, written_whole
+from .machine import CPU_KIND, in_words
 
 
 def output_folder(kind: str) -> Path:
-    """Where a run puts its ``figures`` or ``data``: under ``CHATTERBOX_LAB_OUTPUT`` if that is set.
+    """Where a run puts its ``figures`` or ``data``: in ``build/``, or under ``CHATTERBOX_LAB_OUTPUT`` if that is set.
 
-    Else figures go to the repository's folder, and data to ``build/data``: what ``data/`` holds was recorded on
-    purpose (``notebooks/run.py --in-place``), and a table of the README may be made from it.
+    What the repository's own folders hold was recorded on purpose (``notebooks/run.py --in-place``), and a table of the
+    README may be made from it.
     """
-    default = REPOSITORY if kind == "figures" else REPOSITORY / "build"
-    folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", default)) / kind
+    folder = Path(os.environ.get("CHATTERBOX_LAB_OUTPUT", REPOSITORY / "build")) / kind
     folder.mkdir(parents=True, exist_ok=True)
     return folder
 
@@ -62,10 +62,14 @@ class Record:
         return cls(path, resume=path.with_suffix(".unfinished.csv").exists())
 
     def check(self, facts: dict[str, Any]) -> None:
-        """Raises ValueError if earlier rows of this device come from other versions, another machine or commit."""
+        """Raises ValueError if earlier rows of this device come from other versions, another machine or commit.
+
+        What makes a CPU of the same name another kind (`CPU_KIND`) is compared where the rows know it.
+        """
         for row in self.rows:
             for name in facts.keys() - {"date"} if row.get("device") == facts["device"] else ():
-                if str(row.get(name)) != str(facts[name]):
+                unknown = name in CPU_KIND and _missing(row.get(name))
+                if not unknown and _text(row.get(name)) != _text(facts[name]):
                     raise ValueError(
                         f"{self.path.name} was measured with {name} {row.get(name)}, here it is {facts[name]}"
                     )
@@ -107,6 +111,15 @@ def _read(path: Path) -> pd.DataFrame:
     return pd.read_csv(path, dtype={"commit": str}, keep_default_na=False, na_values=[""])
 
 
+def _missing(value: Any) -> bool:
+    return value is None or value == "" or value != value  # an empty field of a CSV is read as nan
+
+
+def _text(value: Any) -> str:
+    """A value as it is compared: whole numbers alike, also from a column that empty fields have made a float's."""
+    return str(int(value)) if isinstance(value, float) and value.is_integer() else str(value)
+
+
 def recorded(kind: str, leave_out: Sequence[str] = ()) -> pd.DataFrame:
     """All of the repository's ``data/KIND_*.csv`` in one table; ``record`` says in words what each was measured on.
 
@@ -126,9 +139,7 @@ def recorded(kind: str, leave_out: Sequence[str] = ()) -> pd.DataFrame:
 
 def described(facts: Mapping[str, Any]) -> str:
     """A machine and what ran on it in one line, from the columns that a record carries."""
-    parts = [facts[name] for name in ("machine", "model", "dtype") if name in facts]
-    if facts["device"] == "cpu":
-        parts.insert(1, f"{facts['cores']} cores")
+    parts = [in_words(facts), *(facts[name] for name in ("model", "dtype") if name in facts)]
     if facts.get("watermark") is False:
         parts.append("no watermark")
     if facts.get("tuned") is True:

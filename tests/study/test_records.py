@@ -25,6 +25,41 @@ def test_every_measurement_knows_its_machine() -> None:
     assert not any(isinstance(value, str) and "/" in value for value in facts.values())
 
 
+def test_two_cpus_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    facts = machine.machine_facts("cpu")
+    assert facts["cpu_capability"] == torch.backends.cpu.get_cpu_capability()
+    assert facts["bfloat16"] in (True, False)
+    cpuinfo = tmp_path / "cpuinfo"
+    monkeypatch.setattr(machine, "_CPUINFO", cpuinfo)
+    cpuinfo.write_text("cpu family\t: 25\nmodel\t\t: 17\nmodel name\t: AMD EPYC\n\nprocessor : 1\nmodel : 9\n")
+    facts = machine.machine_facts()
+    assert [facts[name] for name in ("cpu", "cpu_family", "cpu_model")] == ["AMD EPYC", 25, 17]
+    for elsewhere in ("Hardware : no names here\n", None):
+        cpuinfo.write_text(elsewhere) if elsewhere else cpuinfo.unlink()
+        facts = machine.machine_facts()
+        assert facts["cpu_family"] == facts["cpu_model"] == ""
+        assert facts["cpu"]
+
+
+def test_a_machine_is_told_with_its_kind_where_the_record_knows_it() -> None:
+    old = FACTS | {"cores": 2}
+    assert machine.in_words(old) == machine.in_words(old | {"cpu_capability": float("nan")}) == "here, 2 cores"
+    assert machine.in_words(old | {"cpu_capability": "AVX2", "bfloat16": False}) == "here with AVX2, 2 cores"
+    new = old | {"cpu_capability": "AVX512", "bfloat16": True}
+    assert records.described(new | {"model": "lab"}) == "here with AVX512 and bfloat16, 2 cores, lab"
+    assert machine.in_words(new | {"device": "cuda", "machine": "GPU"}) == "GPU"
+
+
+@pytest.mark.parametrize("kind", ["data", "figures"])
+def test_a_run_writes_to_build_unless_told_otherwise(
+    kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert records.output_folder(kind) == tmp_path / kind
+    monkeypatch.delenv("CHATTERBOX_LAB_OUTPUT")
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    assert records.output_folder(kind) == tmp_path / "build" / kind
+
+
 def test_results_are_written_whole_or_not_at_all(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     table = pd.DataFrame({"rtf": [0.5, 0.6]})
     path = records.save_results(table, "runs", {"machine": "here"})
@@ -72,6 +107,26 @@ def test_a_record_mixes_no_machines(tmp_path: Path) -> None:
     record.check(FACTS | {"device": "cuda", "torch": "2.11.0"})
     with pytest.raises(ValueError, match=r"torch 2\.6\.0, here it is 2\.11\.0"):
         record.check(FACTS | {"torch": "2.11.0"})
+
+
+AVX512 = {"cpu_family": 25, "cpu_model": 17, "cpu_capability": "AVX512", "bfloat16": True}
+AVX2 = {"cpu_family": 25, "cpu_model": 1, "cpu_capability": "AVX2", "bfloat16": False}
+
+
+def test_a_record_mixes_no_kinds_of_cpu_and_old_ones_go_on(tmp_path: Path) -> None:
+    path = tmp_path / "runs.csv"
+    record = records.Record(path)
+    record.add([{"round": 0} | FACTS])  # made before the kind was kept
+    record.check(FACTS | AVX512)
+    record.add([{"round": 1} | FACTS | AVX512])
+    again = records.Record(path, resume=True)  # 25 has become 25.0 beside an empty field
+    again.check(FACTS | AVX512)
+    with pytest.raises(ValueError, match=r"runs\.csv was measured with (cpu_model|cpu_capability|bfloat16) "):
+        again.check(FACTS | AVX2)
+    record = records.Record(tmp_path / "elsewhere.csv")
+    elsewhere = FACTS | AVX512 | {"cpu_family": "", "cpu_model": ""}  # a system that does not tell
+    record.add([{"round": 0} | elsewhere])
+    records.Record(tmp_path / "elsewhere.csv", resume=True).check(elsewhere)
 
 
 def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
