@@ -1,114 +1,131 @@
-"""Fills the tables of README.md from the recorded measurements: ``make readme``."""
+"""Fills the tables of the READMEs from the recorded measurements, and draws the title figure: ``make readme``."""
 
 from __future__ import annotations
 
-import sys
-from functools import partial
+import os
+from collections.abc import Callable
+from pathlib import Path
 
 import pandas as pd
 
-from chatterbox_lab.files import written_whole
-from chatterbox_lab.study import layers as profiler
-from chatterbox_lab.study import s3gen_ladder as prices
-from chatterbox_lab.study import streams as bench
-from chatterbox_lab.study import t3_ladder as ladder
-from chatterbox_lab.study.records import REPOSITORY, load_results, recorded
-from chatterbox_lab.training import evaluate
+from chatterbox_lab.files import REPOSITORY, written_whole
+from chatterbox_lab.show import figures
+from chatterbox_lab.show.figures import result
+from chatterbox_lab.study import s3gen_ladder, streams, t3_ladder
+from chatterbox_lab.study.records import load_results, recorded
 
 README = REPOSITORY / "README.md"
+ENGINE = REPOSITORY / "chatterbox_lab" / "engine" / "README.md"
+FIGURE = "00_result"
+
+RESULTS = {
+    "The lab voice": ("bench_lab_cpu", (25, 50)),
+    "Chatterbox's own size (random weights)": ("streams_random_cpu", (50, 100)),
+}
+"""Title of each part of the result: the record in ``data/``, its chunk size and context window."""
+STREAMS = {
+    "upstream": ("upstream", "released"),
+    "ours, off, static": ("ours, exact", "same"),
+    "ours, off, static, fast": ("ours, fast", "other"),
+    "ours, off, static-int8, fast": ("ours, fast, int8", "other"),
+}
+"""The variants that the result shows where a record has them: what it calls them, and how they sound."""
 
 
-def streams_table(name: str = "01_streams_lab_cpu") -> str:
-    """Stock and patched side by side, in Markdown, with what it was measured on."""
-    runs = load_results(name)
-    table = bench.summary(runs).drop(columns="peak memory (GiB)").rename_axis("stream").round(2)
-    first, warm = runs.iloc[0], runs[runs["state"] == "warm"]
+def boards() -> dict[str, pd.DataFrame]:
+    """RTF, first chunk, gain and sound of the streams in ``STREAMS``, for each part of the result."""
+    tables = {}
+    for title, (name, shape) in RESULTS.items():
+        board = streams.by_shape(load_results(name)).loc[shape]
+        shown = board.loc[[variant for variant in STREAMS if variant in board.index]]
+        shown = shown.assign(
+            faster=(1 / shown["RTF ratio"]).map("{:.1f}x".format), sound=[STREAMS[name][1] for name in shown.index]
+        )
+        shown.index = [STREAMS[name][0] for name in shown.index]
+        tables[f"{title}, chunk {shape[0]}"] = shown[["RTF", "first chunk (s)", "faster", "sound"]]
+    return tables
+
+
+def result_table() -> str:
+    """Upstream's stream and ours, in Markdown, with what they were measured on."""
+    table = pd.concat(boards(), names=["model", "stream"]).drop(columns="sound").reset_index()
+    table["model"] = table["model"].mask(table["model"].duplicated(), "")
+    return f"{_markdown(table)}\n\n{_measured_on()}"
+
+
+def _measured_on() -> str:
+    runs = [load_results(name) for name, _ in RESULTS.values()]
+    rounds = " and ".join(str(table[table["state"] == "warm"]["round"].nunique()) for table in runs)
+    lines = {f"{row.machine} with {row.cores} cores, torch {row.torch}" for row in (table.iloc[0] for table in runs)}
     return (
-        f"{table.to_markdown()}\n\n"
-        f"Medians of {warm['round'].nunique()} interleaved rounds, {first.tokens} speech tokens each "
-        f"({first.total_audio_duration:.0f} s of audio), model `{first.model}`, chunk {first.chunk_size}, context "
-        f"{first.context_window}, on {first.machine} with {first.cores} cores (torch {first.torch}, commit "
-        f"{first.commit}, {first.date})."
+        f"Medians of {rounds} rounds, in which the streams take turns, of "
+        f"{runs[0]['total_audio_duration'].iloc[0]:.0f} seconds of speech each, on {', '.join(sorted(lines))}."
     )
 
 
-def full_size(kind: str) -> pd.DataFrame:
+def _markdown(table: pd.DataFrame) -> str:
+    return table.to_markdown(index=False, floatfmt=".2f")
+
+
+def full_size(kind: str, leave_out: tuple[str, ...] = ()) -> pd.DataFrame:
     """The records of Chatterbox's own sizes."""
-    return recorded(kind).query("model not in ('tiny', 'lab')")
+    return recorded(kind, leave_out=leave_out).query("model not in ('tiny', 'lab')")
 
 
-def sizes_table() -> str:
-    """Every recorded machine of the benchmark, by chunk size."""
-    tables = {name: bench.by_shape(runs) for name, runs in full_size("bench").groupby("record", sort=False)}
-    table = pd.concat(tables, names=["machine"]).drop(columns=["peak memory (GiB)", "watermark (RTF)"]).round(2)
-    table = table.reset_index().rename(columns={"chunk_size": "chunk", "context_window": "context"})
-    table["chunk"] = table["chunk"].astype(str).replace("0", "whole")
-    return table.to_markdown(index=False)
+def t3_table() -> str:
+    """T3's decoding rung by rung, for every machine that it was recorded on."""
+    columns = ["ms/token", "to stock", "limit (ms)", "prefill (s)", "same tokens"]
+    records = full_size("ladder", leave_out=("dtype",)).groupby("record", sort=False)
+    return _by_machine({name: t3_ladder.summary(rows)[columns] for name, rows in records})
 
 
-def price_table() -> str:
-    """A step in every mode over one in ``off``, for every machine that the profiler was recorded on."""
-    tables = {name: profiler.steps(costs) for name, costs in full_size("layers").groupby("record", sort=False)}
-    table = pd.concat(tables, names=["machine"])[list(profiler.MODES)].reset_index()
-    return table.round(2).to_markdown(index=False)
-
-
-def ladder_table() -> str:
-    """T3's decoding rung by rung, for every machine that the ladder was recorded on."""
-    records = (
-        recorded("ladder", leave_out=["dtype"]).query("model not in ('tiny', 'lab')").groupby("record", sort=False)
-    )
-    columns = ["ms/token", "to below", "to stock", "limit (ms)", "share of limit", "prefill (s)", "same tokens"]
-    tables = {name: ladder.summary(rows)[columns].round(2) for name, rows in records}
-    return pd.concat(tables, names=["machine"]).reset_index().to_markdown(index=False)
-
-
-def prices_table() -> str:
-    """S3Gen rung by rung at chunks of 50, for every machine that its prices were recorded on."""
-    columns = ["s/chunk", "RTF", "to below", "to stock", "range", "mel (dB)", "sound"]
+def s3gen_table() -> str:
+    """S3Gen rung by rung at chunks of 50, for every machine that it was recorded on."""
+    columns = ["s/chunk", "RTF", "to stock", "mel (dB)", "sound"]
     records = full_size("prices").groupby("record", sort=False)
-    tables = {name: prices.summary(rows).loc[50, 100][columns] for name, rows in records}
-    return pd.concat(tables, names=["machine"]).round(2).reset_index().to_markdown(index=False)
+    return _by_machine({name: s3gen_ladder.summary(rows).loc[50, 100][columns] for name, rows in records})
 
 
-def closed_table() -> str:
-    """Whole streams before and after, for every machine that they were recorded on."""
-    columns = ["RTF", "first chunk (s)", "T3 (ms/token)", "S3Gen (s/chunk)", "RTF ratio"]
-    tables = {name: bench.by_shape(runs)[columns] for name, runs in full_size("streams").groupby("record", sort=False)}
-    table = pd.concat(tables, names=["machine"]).round(3).reset_index()
-    return table.rename(columns={"chunk_size": "chunk", "context_window": "context"}).to_markdown(index=False)
-
-
-def voice_table() -> str:
-    """How well the lab voice speaks held-out sentences, stage by stage."""
-    return evaluate.markdown(evaluate.read(REPOSITORY / "data" / "lab" / "quality.csv"))
+def _by_machine(tables: dict[str, pd.DataFrame]) -> str:
+    return "\n\n".join(
+        f"{name}:\n\n{_markdown(table.rename_axis('rung').reset_index())}" for name, table in tables.items()
+    )
 
 
 END = "<!-- end -->"
-TABLES = {"streams": streams_table, "ladder": ladder_table, "sizes": sizes_table, "price": price_table}
-TABLES |= {"prices": prices_table, "closed": closed_table, "voice": voice_table}
-TABLES |= {"lab": partial(streams_table, "bench_lab_cpu")}
+TABLES: dict[Path, dict[str, Callable[[], str]]] = {
+    README: {"result": result_table},
+    ENGINE: {"t3": t3_table, "s3gen": s3gen_table},
+}
+"""Each README's tables by the name in their marker, ``<!-- name -->``."""
 
 
-def filled(text: str) -> str:
-    """The README's text with what stands between its table markers made anew."""
-    for name, made in TABLES.items():
+def filled(path: Path) -> str:
+    """A README's text with what stands between its table markers made anew. Raises ValueError for a lost marker."""
+    text = path.read_text()
+    for name, made in TABLES[path].items():
         marker = f"<!-- {name} -->\n"
         if marker not in text:
-            raise ValueError(f"README.md: the marker {marker.strip()} is gone")
+            raise ValueError(f"{path.relative_to(REPOSITORY)}: the marker {marker.strip()} is gone")
         before, after = text.split(marker, 1)
         text = f"{before}{marker}{made()}\n{after[after.index(END) :]}"
     return text
 
 
+def draw() -> Path:
+    """Draws the title figure from the records, into the folder of figures; returns the path of the PNG."""
+    figures.set_style()
+    origin = figures.origin(*(load_results(name).iloc[0].to_dict() for name, _ in RESULTS.values()))
+    return figures.save(result.stream_bars(boards()), FIGURE, origin)
+
+
 def main() -> None:
-    """Writes README.md if a table has changed."""
-    before = README.read_text()
-    after = filled(before)
-    if after == before:
-        sys.exit("README.md: nothing to change")
-    with written_whole(README) as part:
-        part.write_text(after)
+    """Writes the READMEs and the title figure in place."""
+    os.environ["CHATTERBOX_LAB_OUTPUT"] = str(REPOSITORY)
+    for path in TABLES:
+        with written_whole(path) as part:
+            part.write_text(filled(path))
+    print(f"READMEs filled, {draw().relative_to(REPOSITORY)} drawn")
 
 
 if __name__ == "__main__":
