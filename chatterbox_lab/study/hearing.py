@@ -6,6 +6,7 @@ a chunk begins.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Sequence
 
@@ -20,7 +21,8 @@ from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 RATE = 16000  # Hz, what recogniser and listeners take
 _LEVEL, _NEAR, _SIDE = S3GEN_SR // 100, S3GEN_SR // 50, S3GEN_SR // 25  # 10 ms within 20 ms, and 40 ms beside them
 _QUIET = 10 ** (-50 / 20)  # amplitude below which a place counts as silence, where there is nothing to dip
-_DB = 20 / np.log(10)  # natural logarithm of an amplitude to decibels
+DECIBELS = 20 / math.log(10)
+"""Of a natural logarithm of an amplitude, such as a mel here."""
 
 
 def transcribe(audio: torch.Tensor) -> str:
@@ -121,7 +123,7 @@ def seam_flux(audio: torch.Tensor, seams: Sequence[int]) -> np.ndarray:
         part[: len(cut)] = cut
         return np.log(np.maximum(np.abs(np.fft.rfft(part * window))[:top], 1e-3))
 
-    found = [_DB * np.abs(spectrum(seam) - spectrum(seam - size)).mean() for seam in _checked(seams, len(samples))]
+    found = [DECIBELS * np.abs(spectrum(seam) - spectrum(seam - size)).mean() for seam in _checked(seams, len(samples))]
     return np.array(found)
 
 
@@ -130,7 +132,7 @@ def mel_distance(audio: torch.Tensor, reference: torch.Tensor) -> float:
     ours, theirs = (torch.from_numpy(_samples(item))[None] for item in (audio, reference))
     if ours.shape != theirs.shape:
         raise ValueError(f"audio={ours.shape[1]} samples: must be as long as the reference, {theirs.shape[1]}")
-    return _DB * float((mel_spectrogram(ours) - mel_spectrogram(theirs)).abs().mean())
+    return DECIBELS * float((mel_spectrogram(ours) - mel_spectrogram(theirs)).abs().mean())
 
 
 def joins(audio: torch.Tensor, seams: Sequence[int], reference: torch.Tensor | None = None) -> dict[str, float]:

@@ -1,42 +1,36 @@
 """S3Gen from the released code to each frame once, rung by rung: what a chunk costs, and how far its mel moves.
 
-``python -m chatterbox_lab.study.s3gen_ladder --help`` is the command line; it needs no Jupyter.
+``python -m chatterbox_lab s3gen --help`` is the command line; it needs no Jupyter.
 """
 
 from __future__ import annotations
 
 import argparse
-import math
-import sys
-import time
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
 import torch
 from chatterbox.tts import ChatterboxTTS
 from torch.utils.flop_counter import FlopCounterMode, sdpa_flop_count
-from tqdm.auto import tqdm
 
-from ..engine.clock import StageClock, memory_in_use, synchronize
+from ..engine.clock import StageClock
 from ..engine.linears import affine
-from ..engine.s3gen.flow import FRAMES_PER_TOKEN, FlowPlan
-from ..engine.s3gen.render import Renderer
+from ..engine.s3gen.flow import FRAMES_PER_TOKEN
 from ..engine.s3gen.vocoder import folded
 from ..engine.schedule import TOKEN_SECONDS
 from ..engine.settings import FAST, StreamSettings, whole_number
+from ..engine.stream import renderer_of
 from ..files import attribute
 from ..voices.load import load, pick_device
-from .logs import quiet
-from .machine import machine_facts
-from .records import Record, output_folder
+from . import ladder
+from .hearing import DECIBELS
+from .ladder import STOCK, Part, Row
+from .records import Record
 
-STOCK, EXACT = "stock", "plain operations"
-DECIBELS = 20 / math.log(10)
-"""A mel here is the natural logarithm of an amplitude."""
+EXACT = "plain operations"
 _LONGEST = 250
 
 
@@ -49,48 +43,36 @@ _UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _atten
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One way to render: ``changes`` of `StreamSettings`, and the rung that it is compared with.
+class Rung(ladder.Rung):
+    """One way to render. ``sound``: what a listener could notice, nothing (``same``), ``rounding``, or ``other``."""
 
-    ``sound`` says what a listener could notice: nothing (``same``), ``rounding``, or ``other``.
-    """
-
-    name: str
-    below: str
     sound: str = "other"
-    changes: dict[str, Any] = field(default_factory=dict)
-
-    @property
-    def plan(self) -> FlowPlan:
-        """How the rung makes mel."""
-        return FlowPlan.of(StreamSettings(**self.changes))
 
 
-_CACHED = {"flow": "cached"}
+_CACHED, _BFLOAT16 = {"flow": "cached"}, {"flow_dtype": "bfloat16"}
 _FAST = {name: getattr(FAST, name) for name in ("flow", "flow_dtype", "flow_steps", "prompt_tokens")}
 SOUNDS = {"exact": {}, "once": _CACHED, "fast": _FAST}
 """Changes of `StreamSettings` for the benchmark: upstream's mel, each frame once, and all that makes it cheaper."""
 RUNGS = (
-    Rung(STOCK, STOCK, "same"),
-    Rung(EXACT, STOCK, "same"),
-    Rung("bfloat16", EXACT, "rounding", {"flow_dtype": "bfloat16"}),
-    Rung("mel continued", EXACT, "other", {"flow": "continue"}),
-    Rung("guided 5 steps of 10", EXACT, "other", {"guided_steps": 5}),
-    Rung("5 Euler steps", EXACT, "other", {"flow_steps": 5}),
-    Rung("voice prompt of 3 s", EXACT, "other", {"prompt_tokens": 75}),
-    Rung("each frame once", EXACT, "other", _CACHED),
-    Rung("each frame once, bfloat16", "each frame once", "other", _CACHED | {"flow_dtype": "bfloat16"}),
-    Rung("and 5 Euler steps", "each frame once, bfloat16", "other", {k: v for k, v in _FAST.items() if k[0] == "f"}),
-    Rung("and a prompt of 3 s", "and 5 Euler steps", "other", _FAST),
+    Rung(STOCK, STOCK, sound="same"),
+    Rung(EXACT, STOCK, sound="same"),
+    Rung("bfloat16", EXACT, _BFLOAT16, sound="rounding"),
+    Rung("5 Euler steps", EXACT, {"flow_steps": 5}),
+    Rung("voice prompt of 3 s", EXACT, {"prompt_tokens": 75}),
+    Rung("each frame once", EXACT, _CACHED),
+    Rung("each frame once, bfloat16", "each frame once", _CACHED | _BFLOAT16),
+    Rung("and 5 Euler steps", "each frame once, bfloat16", _CACHED | _BFLOAT16 | {"flow_steps": 5}),
+    Rung("and a prompt of 3 s", "and 5 Euler steps", _FAST | _BFLOAT16),
 )
 
 
-def chosen_rungs(names: Sequence[str] | None) -> list[Rung]:
-    """The released code and the rungs of these names, in the ladder's order; None is all. Raises ValueError."""
-    for name in names or ():
-        if name not in {rung.name for rung in RUNGS}:
-            raise ValueError(f"rungs={name!r}: must be among {', '.join(rung.name for rung in RUNGS)}")
-    return [rung for rung in RUNGS if not names or rung.name in names or rung.name in (STOCK, EXACT)]
+def chosen(names: Sequence[str] | None) -> list[Rung]:
+    """The rungs of these names, the released code and what it is by plain operations. Raises ValueError."""
+    return ladder.chosen(RUNGS, names, always=(STOCK, EXACT))
+
+
+Renders = Callable[[torch.Tensor], torch.Tensor]
+"""Makes the mel (1, 80, 2 n) of the next new tokens (n,) of one speech."""
 
 
 class Stock:
@@ -121,22 +103,26 @@ class Stock:
             return self.s3gen.flow_inference(window.to(self.s3gen.device), ref_dict=self.ref, finalize=True)
 
 
-class Ours:
-    """A `Renderer` that tells its mel."""
+def ours(tts: ChatterboxTTS, settings: StreamSettings) -> Renders:
+    """A `Renderer` that tells its mel; the waveform is made, too."""
+    renderer = renderer_of(tts, settings, seed=0)
 
-    def __init__(self, tts: ChatterboxTTS, rung: Rung, context_window: int, largest_chunk: int) -> None:
-        fade = round(StreamSettings().fade * tts.sr)
-        self.renderer = Renderer(tts.s3gen, tts.conds.gen, context_window, fade, 0, rung.plan, largest_chunk)
+    def mel(tokens: torch.Tensor) -> torch.Tensor:
+        renderer.push(tokens)
+        return renderer.made[:, :, -FRAMES_PER_TOKEN * len(tokens) :]
 
-    def __call__(self, tokens: torch.Tensor) -> torch.Tensor:
-        """The mel (1, 80, 2 n) of the new tokens (n,)."""
-        self.renderer.push(tokens)
-        return self.renderer.made[:, :, -FRAMES_PER_TOKEN * len(tokens) :]
+    return mel
+
+
+def _speech(tts: ChatterboxTTS, tokens: int, seed: int = 0) -> torch.Tensor:
+    """Random speech tokens."""
+    codes = tts.s3gen.flow.input_embedding.num_embeddings
+    return torch.randint(codes, (tokens,), generator=torch.manual_seed(seed))
 
 
 def climb(
     tts: ChatterboxTTS, rungs: Sequence[Rung], chunk_size: int, context_window: int, rounds: int, seed: int = 0
-) -> Iterator[dict[str, Any]]:
+) -> Iterator[Row]:
     """Lets all rungs render the same speech side by side, a chunk each in turn, to and fro.
 
     The context comes first, as one chunk, and then a chunk to warm up (round -1): what is measured is how a stream
@@ -146,50 +132,32 @@ def climb(
         A row a rung and round: ``rung``, ``round``, ``seconds``, ``chunk_size``, ``context_window``, and
         ``mel_decibels``, the mean distance of its log-mel to that of `EXACT` in the same round.
     """
-    largest = max(chunk_size, context_window)
-    makers = {rung.name: Ours(tts, rung, context_window, largest) for rung in rungs if rung.name != STOCK}
-    makers[STOCK] = Stock(tts, context_window)
-    codes = tts.s3gen.flow.input_embedding.num_embeddings
-    speech = torch.randint(codes, (context_window + (rounds + 1) * chunk_size,), generator=torch.manual_seed(seed))
-    names = [rung.name for rung in rungs]
-    if context_window:
-        for name in tqdm(names, f"context of {context_window}", leave=False):
-            makers[name](speech[:context_window])
-    parts = speech[context_window:].split(chunk_size)
-    for number, part in enumerate(tqdm(parts, f"chunks of {chunk_size}", leave=False), -1):
-        rows, mels = [], {}
-        for name in names[:: -1 if number % 2 else 1]:
-            start = time.perf_counter()
-            mels[name] = makers[name](part)
-            synchronize(tts.device)
-            row = {"rung": name, "round": number, "seconds": time.perf_counter() - start}
-            rows.append(row | {"chunk_size": chunk_size, "context_window": context_window})
-        for row in rows:
-            row["mel_decibels"] = DECIBELS * float((mels[row["rung"]] - mels[EXACT]).abs().mean())
-        yield from rows
+    shape = {"chunk_size": max(chunk_size, context_window), "context_window": context_window}
+    makers: dict[str, Renders] = {
+        rung.name: Stock(tts, context_window) if rung.name == STOCK else ours(tts, rung.settings(**shape))
+        for rung in rungs
+    }
+    speech = _speech(tts, context_window + (rounds + 1) * chunk_size, seed)
+    context, chunks = speech[:context_window], speech[context_window:].split(chunk_size)
+    if len(context):
+        list(ladder.side_by_side(makers, [context], tts.device, f"context of {context_window}"))
+    for number, made in ladder.side_by_side(makers, chunks, tts.device, f"chunks of {chunk_size}", first=-1):
+        exact = made[EXACT][0]
+        for name, (mel, seconds) in made.items():
+            row = {"rung": name, "round": number, "seconds": seconds}
+            row |= {"chunk_size": chunk_size, "context_window": context_window}
+            yield row | {"mel_decibels": DECIBELS * float((mel - exact).abs().mean())}
 
 
-def first_uses(
-    tts: ChatterboxTTS, rungs: Sequence[Rung], context_window: int, largest: int
-) -> Iterator[dict[str, Any]]:
-    """A row a rung: what is paid once, in seconds, and the memory that it holds then, in bytes.
+def first_use(tts: ChatterboxTTS, settings: StreamSettings) -> Row:
+    """What a renderer costs once (see `ladder.first_use`).
 
-    ``first_use_seconds`` is for the weights in the form that the device reads fastest and, for ``cached``, for the
-    voice prompt, beyond what the rungs before have made already. ``kept_bytes`` is by how much the process has grown.
+    That is the weights in the form that the device reads fastest and, for ``cached``, the voice prompt.
     """
-    for rung in tqdm([rung for rung in rungs if rung.name != STOCK], "first uses", leave=False):
-        before, clock = memory_in_use(tts.device), StageClock(tts.device)
-        with clock.stage("use"):
-            maker = Ours(tts, rung, context_window, largest)
-        yield {
-            "rung": rung.name,
-            "first_use_seconds": clock.seconds["use"],
-            "kept_bytes": memory_in_use(tts.device) - before,
-        }
-        del maker
+    return ladder.first_use(lambda: ours(tts, settings), tts.device)
 
 
-def limits(tts: ChatterboxTTS, chunk_size: int, context_window: int) -> dict[str, Any]:
+def limits(tts: ChatterboxTTS, chunk_size: int, context_window: int) -> Row:
     """What a whole window takes at least: its ``flop`` by PyTorch's counter, and the fastest products seen here.
 
     ``flops_float32`` and ``flops_bfloat16`` are floating point operations a second of a product of the flow's own
@@ -200,7 +168,7 @@ def limits(tts: ChatterboxTTS, chunk_size: int, context_window: int) -> dict[str
     vocoder = folded(tts.s3gen.mel2wav)  # weight norm does not get along with the counter
     with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.inference_mode():
         vocoder.inference(speech_feat=stock.window(torch.zeros(chunk_size, dtype=torch.long)))
-    found: dict[str, Any] = {"flop": counter.get_total_flops()}
+    found: Row = {"flop": counter.get_total_flops()}
     window = tts.conds.gen["prompt_token"].shape[1] + context_window + chunk_size
     width = tts.s3gen.flow.decoder.estimator.final_proj.weight.shape[1]
     for name in ("float32", "bfloat16"):
@@ -220,17 +188,56 @@ def _product_flops(rows: int, width: int, dtype: torch.dtype, device: str) -> fl
     return 2 * rows * width * 4 * width / min(taken)
 
 
-def late_chunks(tts: ChatterboxTTS, settings: StreamSettings, chunks: int) -> Iterator[dict[str, Any]]:
+def long_speech(tts: ChatterboxTTS, settings: StreamSettings, chunks: int) -> Iterator[Row]:
     """Seconds of every chunk of one long speech with these settings: does a chunk cost more the later it comes?"""
-    rung = Rung("", EXACT, changes={name: getattr(settings, name) for name in _FAST})
-    ours = Ours(tts, rung, settings.context, settings.chunk_size)
-    codes = tts.s3gen.flow.input_embedding.num_embeddings
-    speech = torch.randint(codes, (chunks * settings.chunk_size,), generator=torch.manual_seed(0))
-    for number, part in enumerate(tqdm(speech.split(settings.chunk_size), "long speech", leave=False)):
-        start = time.perf_counter()
-        ours(part)
-        synchronize(tts.device)
-        yield {"chunk": number, "seconds": time.perf_counter() - start}
+    parts = _speech(tts, chunks * settings.chunk_size).split(settings.chunk_size)
+    makers = {"": ours(tts, settings)}
+    for number, made in ladder.side_by_side(makers, parts, tts.device, "long speech"):
+        yield {"chunk": number, "seconds": made[""][1], "chunk_size": settings.chunk_size}
+
+
+def measure(
+    tts: ChatterboxTTS,
+    rungs: Sequence[Rung],
+    shapes: Sequence[tuple[int, int]],
+    rounds: int,
+    *,
+    long: int = 0,
+    record: Record | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Measures a ladder, without what its record holds already, and returns all rows.
+
+    Args:
+        tts: a model.
+        rungs: from `chosen`.
+        shapes: chunk sizes with their context windows.
+        rounds: measured chunks a rung and shape.
+        long: chunks of long speeches besides, one a round, with the last rung's settings; 0 for none.
+        record: where each part's rows go as soon as they are there.
+        facts: what every row says besides, such as the machine.
+
+    Returns:
+        Rows with ``run`` and ``round``: ``about`` has `first_use` of each rung and `limits` of each shape, ``chunks``
+        has `climb`, ``long`` has `long_speech`.
+    """
+    parts: list[Part] = []
+
+    def add(what: Row, rows_of: Callable[[], Iterable[Row]]) -> None:
+        parts.append((what, rows_of))
+
+    largest = {"chunk_size": max(map(max, shapes)), "context_window": max(window for _, window in shapes)}
+    for rung in [rung for rung in rungs if rung.name != STOCK]:
+        settings = rung.settings(**largest)
+        add({"run": "about", "round": 0, "rung": rung.name}, lambda settings=settings: [first_use(tts, settings)])
+    for shape in shapes:
+        size = {"chunk_size": shape[0]}
+        add({"run": "about", "round": 0} | size, lambda shape=shape: [limits(tts, *shape)])
+        add({"run": "chunks", "round": rounds - 1} | size, partial(climb, tts, rungs, *shape, rounds))
+    for number in range(3 if long else 0):
+        what = {"run": "long", "round": number, "chunk_size": FAST.chunk_size}
+        add(what, partial(long_speech, tts, FAST, long))
+    return ladder.measure(ladder.due(parts, record.rows if record else []), record, facts)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -243,25 +250,21 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     """
     below, sound = ({rung.name: getattr(rung, what) for rung in RUNGS} for what in ("below", "sound"))
     measured = table[(table["run"] == "chunks") & (table["round"] >= 0)]
-    about = table[table["run"] == "about"].dropna(subset=["rung"]).groupby("rung")["first_use_seconds"].max()
-    rows = {}
+    first_uses = table[table["run"] == "about"].groupby("rung")["first_use_seconds"].max()
+    boards = {}
     for (size, window), shape in measured.groupby(["chunk_size", "context_window"]):
         times = shape.pivot_table(index="round", columns="rung", values="seconds")
-        for name in [name for name in below if name in times]:
-            to_stock = times[STOCK] / times[name]
-            to_below = times[below[name]] / times[name] if below[name] in times else to_stock * math.nan
-            rows[int(size), int(window), name] = {
-                "s/chunk": times[name].median(),
-                "RTF": times[name].median() / (size * TOKEN_SECONDS),
-                "to below": to_below.median(),
-                "to stock": to_stock.median(),
-                "range": f"{to_stock.min():.2f} to {to_stock.max():.2f}",
-                "mel (dB)": shape.loc[shape["rung"] == name, "mel_decibels"].median(),
-                "sound": sound[name],
-                "first use (s)": about.get(name),
-            }
-    found = pd.DataFrame.from_dict(rows, orient="index")
-    return found.rename_axis(["chunk size", "context", "rung"])
+        times = times[[name for name in below if name in times]]
+        columns = {
+            "s/chunk": times.median(),
+            "RTF": times.median() / (size * TOKEN_SECONDS),
+            **ladder.compared(times, below, spread=(0, 1)),
+            "mel (dB)": shape.groupby("rung")["mel_decibels"].median(),
+            "sound": pd.Series(sound),
+            "first use (s)": first_uses,
+        }
+        boards[int(size), int(window)] = pd.DataFrame(columns).loc[list(times)]
+    return pd.concat(boards, names=["chunk size", "context", "rung"])
 
 
 def floor(table: pd.DataFrame) -> pd.DataFrame:
@@ -283,108 +286,46 @@ def floor(table: pd.DataFrame) -> pd.DataFrame:
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["chunk size", "context", "rung"])
 
 
-def late_over_early(table: pd.DataFrame, early: int = 4, late: int = 40) -> pd.Series:
-    """Cost of the ``late``-th chunk over the ``early``-th, counted from 1, by round; medians of three around each."""
-    long = table[table["run"] == "long"].pivot_table(index="chunk", columns="round", values="seconds")
-    near = [long.loc[place - 2 : place].median() for place in (late, early + 1)]
-    return near[0] / near[1]
+def growth(table: pd.DataFrame) -> pd.DataFrame:
+    """Seconds a chunk by number of the chunk (down, from 0) and round (across), of the long speeches."""
+    return table[table["run"] == "long"].pivot_table(index="chunk", columns="round", values="seconds")
 
 
-def measured(
-    tts: ChatterboxTTS,
-    rungs: Sequence[Rung],
-    shapes: Sequence[tuple[int, int]],
-    rounds: int,
-    *,
-    long: int = 0,
-    done: Collection[tuple[Any, ...]] = (),
-) -> Iterator[list[dict[str, Any]]]:
-    """Measures part by part, and yields each part's rows, with ``run``: ``about``, ``chunks`` or ``long``.
-
-    Args:
-        tts: a model.
-        rungs: from `chosen_rungs`.
-        shapes: chunk sizes with their context windows.
-        rounds: measured chunks a rung and shape.
-        long: chunks of long speeches besides, one a round, with the last rung's settings; 0 for none.
-        done: ``run``, ``chunk_size`` and ``round`` of parts that need not be measured.
-    """
-    if ("about", shapes[0][0], 0) not in done:
-        largest = max(map(max, shapes))
-        for row in first_uses(tts, rungs, max(window for _, window in shapes), largest):
-            yield [row | {"run": "about", "round": 0}]
-    for size, window in shapes:
-        if ("about", size, 0) not in done:
-            yield [limits(tts, size, window) | {"run": "about", "round": 0}]
-        if ("chunks", size, rounds - 1) not in done:
-            yield [row | {"run": "chunks"} for row in climb(tts, rungs, size, window, rounds)]
-    for number in range(3 if long else 0):
-        if ("long", FAST.chunk_size, number) not in done:
-            rows = list(late_chunks(tts, FAST, long))
-            yield [row | {"run": "long", "round": number, "chunk_size": FAST.chunk_size} for row in rows]
+def late_over_early(table: pd.DataFrame) -> pd.Series:
+    """Cost of the 40th chunk over the 5th, or the last if there are fewer, by round; medians of three around each."""
+    times = growth(table)
+    return ladder.late_over_early(times, early=4, late=min(39, len(times) - 1), around=1)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatterbox_lab.study.s3gen_ladder",
-        description="Time S3Gen rung by rung, all rungs side by side; every chunk is a row of a CSV.",
-    )
-    add = partial(parser.add_argument, metavar="X")
-    add("--model", default="tiny", help="tiny, random, pretrained or a voice folder (default: %(default)s)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
-    add("--rungs", nargs="+", help="only these, beside the released code (default: all; see the table printed)")
-    add("--chunk-size", nargs="+", type=int, default=[50], help="new tokens a chunk, several in turn (default: 50)")
-    add("--context-window", type=int, help="tokens of context (default: twice the chunk size)")
-    add("--rounds", type=int, default=3, help="measured chunks, after the context and one more (default: %(default)s)")
-    add("--long", type=int, default=0, help="chunks of three long speeches besides (default: none)")
-    add("--output", type=Path, help="CSV to write (default: build/data/prices_MODEL_DEVICE.csv)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted measurement")
-    return parser
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    ladder.add_options(parser, "prices_MODEL_DEVICE.csv", piece="chunk")
+    add = parser.add_argument
+    add("--chunk-size", metavar="X", nargs="+", type=int, default=[50], help="new tokens a chunk (default: 50)")
+    add("--context-window", metavar="X", type=int, help="tokens of context (default: twice the chunk size)")
 
 
-def shapes_of(chosen: argparse.Namespace) -> list[tuple[int, int]]:
+def _shapes(options: argparse.Namespace) -> list[tuple[int, int]]:
     """Chunk sizes with their context windows. Raises ValueError for a value that is not allowed."""
-    sizes = [whole_number("chunk-size", size, 1, _LONGEST) for size in dict.fromkeys(chosen.chunk_size)]
-    if chosen.context_window is None:
+    sizes = [whole_number("chunk-size", size, 1, _LONGEST) for size in dict.fromkeys(options.chunk_size)]
+    if options.context_window is None:
         return [(size, 2 * size) for size in sizes]
-    return [(size, whole_number("context-window", chosen.context_window, 0, 2 * _LONGEST)) for size in sizes]
+    return [(size, whole_number("context-window", options.context_window, 0, 2 * _LONGEST)) for size in sizes]
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 130 if interrupted."""
-    command = parser()
-    chosen = command.parse_args(arguments)
-    record = None
-    try:
-        shapes, rungs = shapes_of(chosen), chosen_rungs(chosen.rungs)
-        rounds, long = whole_number("rounds", chosen.rounds, 1), whole_number("long", chosen.long, 0, 1000)
-        device = pick_device(chosen.device)
-        name = Path(chosen.model).name
-        path = chosen.output or output_folder("data") / f"prices_{name}_{torch.device(device).type}.csv"
-        record = Record(path, chosen.resume)
-        facts: Mapping[str, Any] = machine_facts(device) | {"model": name}
-        record.check(facts)
-        tts = load(chosen.model, device=device, watermark=False)
-        done = [(row["run"], row.get("chunk_size"), row["round"]) for row in record.rows]
-        with quiet():
-            for rows in measured(tts, rungs, shapes, rounds, long=long, done=done):
-                record.add([dict(facts) | row for row in rows])
-        record.finish()
-    except (ValueError, FileNotFoundError) as error:
-        command.error(str(error))
-    except KeyboardInterrupt:
-        print("\nStopped.", record.hint() if record else "")
-        return 130
-    table = record.table()
+def run(options: argparse.Namespace) -> int:
+    """Times S3Gen, all rungs side by side; every chunk is a row of a CSV."""
+    shapes, rungs = _shapes(options), chosen(options.rungs)
+    rounds, long = whole_number("rounds", options.rounds, 1), whole_number("long", options.long, 0, 1000)
+    device = pick_device(options.device)
+    record, facts = ladder.begin(options, "prices", device)
+    tts = load(options.model, device=device, watermark=False)
+    table = measure(tts, rungs, shapes, rounds, long=long, record=record, facts=facts)
+    path = record.finish()
     for shape, board in summary(table).groupby(level=[0, 1]):
         print(f"\nchunk {shape[0]}, context {shape[1]}:\n{board.droplevel([0, 1]).to_string(float_format='%.3g')}")
     print(f"\nagainst arithmetic:\n{floor(table).to_string(float_format='%.3g')}")
     if long:
-        print("\nthe 40th chunk over the 4th:", late_over_early(table, late=min(40, long)).round(3).tolist())
+        print("\nthe 40th chunk (or the last) over the 5th:", late_over_early(table).round(3).tolist())
     print(f"\n{len(table)} rows are in {path.name}.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())

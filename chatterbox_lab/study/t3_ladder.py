@@ -1,19 +1,17 @@
 """From the released decoding loop to the memory bandwidth, rung by rung: what a token costs, and what it changes.
 
-``python -m chatterbox_lab.study.t3_ladder --help`` is the command line; it needs no Jupyter.
+``python -m chatterbox_lab t3 --help`` is the command line; it needs no Jupyter.
 """
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
-from collections.abc import Collection, Iterator, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass, field
-from functools import partial
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from dataclasses import dataclass
+from functools import cache, partial
 from itertools import islice
-from pathlib import Path
 from typing import Any
 
 import pandas as pd
@@ -22,82 +20,75 @@ from chatterbox.tts import ChatterboxTTS
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from ..engine.clock import memory_in_use, synchronize
 from ..engine.linears import plain_products
-from ..engine.settings import StreamSettings, whole_number
-from ..engine.stream import conditioning, encode_text
-from ..engine.t3.attention import FORK_HEADS
-from ..engine.t3.decode import decode, prompt, step_bytes, stepper_of
+from ..engine.request import checked
+from ..engine.settings import whole_number
+from ..engine.t3.backends import Stepper
+from ..engine.t3.decode import conditioning, prompt, step_bytes, stepper_of, tokens
 from ..voices.load import load, pick_device
+from . import ladder
+from .ladder import STOCK, Part, Row, chosen
 from .logs import quiet
-from .machine import machine_facts, read_seconds
-from .records import Record, output_folder
+from .machine import read_seconds
+from .records import Record
 from .upstream import upstream_steps
 
-STOCK = "stock"
 TEXT = "The quick brown fox reads a long sentence to the lazy dog."
 GROUP = 8
 """Tokens that are timed together: as many as a GPU is given before the host looks at them."""
 _NO_CHUNKS = 1000
+_EARLY, _LATE = 80, 800
 
 
 @dataclass(frozen=True)
-class Rung:
-    """One way to decode. ``below`` is the rung that it is compared with; ``plain`` leaves the products to F.linear."""
+class Rung(ladder.Rung):
+    """One way to decode. ``plain`` leaves the products to F.linear."""
 
-    name: str
-    below: str
     dtype: str = "float32"
-    settings: dict[str, str] = field(default_factory=dict)
     plain: bool = False
+
+    def products(self) -> AbstractContextManager[None]:
+        """The rung's products, for as long as the context lasts."""
+        return plain_products() if self.plain else nullcontext()
 
 
 def rungs(device: str) -> list[Rung]:
     """The ladder of a device, from the released loop upwards."""
-    static, stock = {"backend": "static"}, Rung(STOCK, STOCK)
-    off = Rung("no attention maps", STOCK, settings={"backend": "hf"})
-    cache = Rung("static KV cache", off.name, settings=static, plain=True)
-    if torch.device(device).type == "cuda":
+    static, kind = {"backend": "static"}, torch.device(device).type
+    first = [
+        Rung(STOCK, STOCK),
+        Rung("no attention maps", STOCK, {"backend": "hf"}),
+        Rung("static KV cache", "no attention maps", static, plain=True),
+    ]
+    if kind == "cuda":
         graph = {"backend": "graph"}
         return [
-            stock,
-            off,
-            cache,
-            Rung("fused projections", cache.name, settings=static),
-            Rung("compiled", "fused projections", settings={"backend": "compile"}),
-            Rung("CUDA graph", "fused projections", settings=graph),
-            Rung("CUDA graph, probe", "CUDA graph", settings=graph | {"analyzer": "probe"}),
-            Rung("CUDA graph, bfloat16", "CUDA graph", "bfloat16", graph),
+            *first,
+            Rung("fused projections", "static KV cache", static),
+            Rung("compiled", "fused projections", {"backend": "compile"}),
+            Rung("CUDA graph", "fused projections", graph),
+            Rung("CUDA graph, probe", "CUDA graph", graph | {"analyzer": "probe"}),
+            Rung("CUDA graph, bfloat16", "CUDA graph", graph, dtype="bfloat16"),
         ]
-    ladder = [
-        stock,
-        off,
-        cache,
-        Rung("two-row products", cache.name, settings=static),
-        Rung("two-row products, probe", "two-row products", settings=static | {"analyzer": "probe"}),
-        Rung("compiled", "two-row products", settings={"backend": "compile"}),
-        Rung("bfloat16", "two-row products", "bfloat16", static),
+    found = [
+        *first,
+        Rung("two-row products", "static KV cache", static),
+        Rung("two-row products, probe", "two-row products", static | {"analyzer": "probe"}),
+        Rung("compiled", "two-row products", {"backend": "compile"}),
+        Rung("bfloat16", "two-row products", static, dtype="bfloat16"),
     ]
-    int8 = Rung("int8", "bfloat16", settings=static | {"weights": "int8"})
-    return [*ladder, int8] if torch.device(device).type == "cpu" else ladder
-
-
-def chosen_rungs(known: Sequence[Rung], names: Sequence[str] | None) -> list[Rung]:
-    """The rungs of these names, in the ladder's order; None is all. Raises ValueError for an unknown name."""
-    for name in names or ():
-        if name not in {rung.name for rung in known}:
-            raise ValueError(f"rungs={name!r}: must be among {', '.join(rung.name for rung in known)}")
-    return [rung for rung in known if not names or rung.name in names]
+    return [*found, Rung("int8", "bfloat16", static | {"weights": "int8"})] if kind == "cpu" else found
 
 
 class Ladder:
     """The models of a ladder, and its rungs started together.
 
     Args:
-        model: as for `models.load`; loaded once a dtype, with the same weights.
+        model: as for `load`; loaded once a dtype, with the same weights.
         device: where.
         names: the rungs to climb; None is all of the device's. The released loop is always among them.
         seed: of random weights and of the sampling.
+        text: what is said.
 
     Raises:
         ValueError: an unknown rung, or a text that does not fit.
@@ -106,141 +97,117 @@ class Ladder:
     def __init__(
         self, model: str, device: str, names: Sequence[str] | None = None, seed: int = 0, text: str = TEXT
     ) -> None:
-        self.rungs = chosen_rungs(rungs(device), names and [STOCK, *names])
+        self.rungs = chosen(rungs(device), names)
         self.device, self.seed, self.text = device, seed, text
         self.models: dict[str, ChatterboxTTS] = {}
         for dtype in dict.fromkeys(rung.dtype for rung in self.rungs):
             self.models[dtype] = load(model, device=device, dtype=dtype, seed=seed, watermark=False)
-            encode_text(self.models[dtype], text)
-        self.prompt = self._prompt(next(iter(self.models.values())))[0].shape[1]
-        """Positions of the prompt: the voice, the text and the start of speech."""
-
-    @torch.inference_mode()
-    def _prompt(self, tts: ChatterboxTTS) -> tuple[torch.Tensor, tuple[int, int]]:
-        return prompt(tts.t3, conditioning(tts, StreamSettings().exaggeration), encode_text(tts, self.text))
+            checked(self.models[dtype], text)
+        self._read_seconds = cache(partial(read_seconds, device=device))
 
     def tokens(self, rung: Rung, count: int) -> Iterator[torch.Tensor]:
         """The tokens that a rung says, one at a time."""
-        tts = self.models[rung.dtype]
+        tts, fixed = self.models[rung.dtype], {"seed": self.seed, "max_new_tokens": count, "ignore_eos": True}
         if rung.name == STOCK:
-            return upstream_steps(tts, self.text, seed=self.seed, max_new_tokens=count, ignore_eos=True)
-        settings = self.settings(rung)
-        generator = torch.Generator(tts.t3.device).manual_seed(self.seed)
-        given = conditioning(tts, settings.exaggeration), encode_text(tts, self.text), settings
-        return decode(tts.t3, *given, generator=generator, max_new_tokens=count)
+            return upstream_steps(tts, self.text, **fixed)
+        return tokens(tts, checked(tts, self.text, rung.settings(chunk_size=_NO_CHUNKS), **fixed))
 
-    def settings(self, rung: Rung) -> StreamSettings:
-        """What a rung asks of `decode`."""
-        return StreamSettings(chunk_size=_NO_CHUNKS, ignore_eos=True, **rung.settings)
-
-    def climb(self, count: int, number: int = 0, names: Sequence[str] | None = None) -> list[dict[str, Any]]:
+    def climb(self, count: int, number: int = 0, names: Sequence[str] | None = None) -> list[Row]:
         """Lets all rungs say the same text side by side, a group of tokens each in turn.
 
         Returns:
             The rows of this round: ``rung``, ``round``, ``phase`` (``prefill`` is up to the first token, ``step`` what
             follows), ``first`` (index of the first token of the group), ``tokens``, ``seconds`` of the group; with
             ``first`` 0 also ``same_tokens``, how many of the ``count`` are as the first rung says them before the
-            first that is not.
+            first that is not; ``asked_tokens`` is that count.
         """
-        rungs = chosen_rungs(self.rungs, names)
-        streams = {rung.name: self.tokens(rung, count) for rung in rungs}
-        said: dict[str, list[torch.Tensor]] = {rung.name: [] for rung in rungs}
+        rungs = {rung.name: rung for rung in chosen(self.rungs, names, always=())}
+        streams = {name: self.tokens(rung, count) for name, rung in rungs.items()}
+        makers = {name: partial(_next, rung, streams[name]) for name, rung in rungs.items()}
+        said: dict[str, list[torch.Tensor]] = {name: [] for name in rungs}
+        sizes = [1] + [GROUP] * -(-(count - 1) // GROUP)
         rows = []
         try:
-            for turn, first in enumerate(tqdm([0, *range(1, count, GROUP)], f"round {number}", leave=False)):
-                for rung in rungs[:: -1 if (turn + number) % 2 else 1]:  # to and fro
-                    start = time.perf_counter()
-                    with plain_products() if rung.plain else nullcontext():
-                        group = list(islice(streams[rung.name], GROUP if first else 1))
-                        synchronize(self.device)
-                    seconds = time.perf_counter() - start
-                    said[rung.name] += group
-                    phase = "step" if first else "prefill"
-                    facts = {"rung": rung.name, "dtype": rung.dtype, "round": number, "phase": phase}
-                    rows.append(facts | {"first": first, "tokens": len(group), "seconds": seconds})
+            for _, made in ladder.side_by_side(makers, sizes, self.device, f"round {number}", number):
+                for name, (group, seconds) in made.items():
+                    first = len(said[name])
+                    said[name] += group
+                    facts = {"rung": name, "dtype": rungs[name].dtype, "round": number}
+                    facts |= {"phase": "step" if first else "prefill", "first": first, "tokens": len(group)}
+                    rows.append(facts | {"seconds": seconds})
         finally:
             for stream in streams.values():
                 stream.close()
         spoken = {name: torch.cat(tokens).cpu() for name, tokens in said.items()}
+        reference = next(iter(spoken.values()))
         for row in rows:
             if row["first"] == 0:
-                row["same_tokens"] = int((spoken[row["rung"]] == spoken[rungs[0].name]).int().cumprod(0).sum())
+                row["same_tokens"] = int((spoken[row["rung"]] == reference).int().cumprod(0).sum())
+            row["asked_tokens"] = count
         return rows
 
-    def first_uses(self) -> list[dict[str, Any]]:
-        """A row a rung: ``first_use_seconds``, what its first use costs once (packing, compiling, capturing).
+    def about(self, count: int) -> list[Row]:
+        """A row a rung of what is measured once; ``count`` tokens show how far its logits deviate.
 
-        That is beyond what the rungs before it have made already, the first of all pays for the process's own start,
-        and a compilation may be found in PyTorch's cache on disk. ``kept_bytes`` is by how much more memory is held
-        afterwards: by the allocator on a GPU, by the process elsewhere.
+        Returns:
+            ``rung``, ``below``, ``dtype``, and what `ladder.first_use`, `limits`, `deviations` and `shares` say.
         """
-        rows = []
-        for rung in tqdm(self.rungs, "first uses", leave=False):
-            before, took = _held(self.device), []
-            for _ in range(2):
-                start = time.perf_counter()
-                list(self.tokens(rung, 3))
-                synchronize(self.device)
-                took.append(time.perf_counter() - start)
-            kept = _held(self.device) - before
-            uses = {"first_use_seconds": took[0] - took[1], "kept_bytes": kept}
-            rows.append({"rung": rung.name, "dtype": rung.dtype} | uses)
-        return rows
+        names = [{"below": rung.below, "rung": rung.name, "dtype": rung.dtype} for rung in self.rungs]
+        first_uses = [
+            ladder.first_use(lambda rung=rung: _next(rung, self.tokens(rung, 3), 3), self.device)
+            for rung in tqdm(self.rungs, "first uses", leave=False)
+        ]
+        parts = zip(names, first_uses, map(self.limits, self.rungs), self.deviations(count), strict=True)
+        rows = [name | use | limit | deviation for name, use, limit, deviation in parts]
+        return [row | self.shares(rung) for row, rung in zip(rows, self.rungs, strict=True)]
 
-    def deviations(self, count: int) -> list[dict[str, Any]]:
+    def limits(self, rung: Rung) -> Row:
+        """``bytes`` of weights that a rung's step reads, and ``limit_seconds`` to read so much once.
+
+        ``cache_bytes`` are read besides for each position before, the ``prompt`` positions among them.
+        """
+        t3 = self.models[rung.dtype].t3
+        itemsize, size = t3.speech_head.weight.element_size(), step_bytes(t3)
+        if rung.changes.get("weights") == "int8":
+            size //= itemsize
+        kept = 4 if torch.device(self.device).type == "cpu" else itemsize  # as `StaticT3` keeps them
+        cache = 2 * 2 * len(t3.tfmr.layers) * t3.dim * kept  # keys and values of both CFG rows
+        prompt = self._prompt(rung)[0].shape[1]
+        return {"bytes": size, "limit_seconds": self._read_seconds(size), "cache_bytes": cache, "prompt": prompt}
+
+    def deviations(self, count: int) -> list[Row]:
         """How far each rung's logits are from those of ``no attention maps`` in float32, along the same tokens.
 
         Returns:
-            A row a rung: ``logits_error`` (norm of the difference over the norm, of the codes that can be sampled),
-            ``same_best`` (share of the positions where the likeliest code is the same).
+            By rung, nothing for the released loop: ``logits_error`` (norm of the difference over the norm, of the codes
+            that can be sampled), ``same_best`` (share of the positions where the likeliest code is the same).
         """
         codes = torch.cat(list(self.tokens(self.rungs[0], count)))
-        reference = self._logits(Rung("", "", settings={"backend": "hf"}), codes)
-        rows = []
-        for rung in tqdm([rung for rung in self.rungs if rung.name != STOCK], "deviations", leave=False):
-            logits = self._logits(rung, codes)
-            error = float((logits - reference).norm() / reference.norm())
-            best = float((logits.argmax(-1) == reference.argmax(-1)).float().mean())
-            rows.append({"rung": rung.name, "dtype": rung.dtype, "logits_error": error, "same_best": best})
-        return rows
+        reference = self._logits(Rung("", "", {"backend": "hf"}), codes)
+
+        def deviation(logits: torch.Tensor) -> Row:
+            best = (logits.argmax(-1) == reference.argmax(-1)).float().mean()
+            return {"logits_error": float((logits - reference).norm() / reference.norm()), "same_best": float(best)}
+
+        climbed = tqdm(self.rungs[1:], "deviations", leave=False)
+        return [{}, *(deviation(self._logits(rung, codes)) for rung in climbed)]
 
     @torch.inference_mode()
-    def _logits(self, rung: Rung, codes: torch.Tensor) -> torch.Tensor:
-        tts, settings = self.models[rung.dtype], self.settings(rung)
-        embeds, text = self._prompt(tts)
-        stop, found = tts.t3.hp.stop_speech_token, []
-        with (
-            plain_products() if rung.plain else nullcontext(),
-            stepper_of(tts.t3, settings, text, embeds.shape[1] + len(codes), FORK_HEADS) as stepper,
-        ):
-            for position in range(len(codes)):
-                logits = stepper.step(position) if position else stepper.prefill(embeds, text[0])
-                found.append(logits[:, :stop].float().cpu())
-                stepper.say(codes[position].view(1, 1))
-        return torch.stack(found)[..., : tts.t3.hp.start_speech_token]
-
-    def shares(self) -> list[dict[str, Any]]:
-        """A row a rung of static steps: seconds a step in ``products``, ``attention`` and ``rest``.
+    def shares(self, rung: Rung, steps: int = 8) -> Row:
+        """Of a rung of static steps, seconds a step in ``products``, ``attention`` and ``rest``; nothing of others.
 
         By PyTorch's profiler, of the host's operators, each without those it calls; ``rest`` also has what lies
         between them. On a GPU that is the time to launch them.
         """
-        return [self._shares(rung) for rung in self.rungs if rung.settings.get("backend") == "static"]
-
-    @torch.inference_mode()
-    def _shares(self, rung: Rung, steps: int = 8) -> dict[str, Any]:
-        tts, settings = self.models[rung.dtype], self.settings(rung)
-        embeds, text = self._prompt(tts)
-        with (
-            plain_products() if rung.plain else nullcontext(),
-            stepper_of(tts.t3, settings, text, embeds.shape[1] + steps + 1, FORK_HEADS) as stepper,
-        ):
-            stepper.pick(stepper.prefill(embeds, text[0]))
-            stepper.pick(stepper.step(1))
+        if rung.changes.get("backend") != "static":
+            return {}
+        with self._stepper(rung, steps + 1) as (stepper, logits):
+            for position in range(2):
+                stepper.pick(logits(position))
             with quiet(), profile(activities=[ProfilerActivity.CPU]) as profiler:
                 start = time.perf_counter()
                 for position in range(2, steps + 1):
-                    stepper.pick(stepper.step(position))
+                    stepper.pick(logits(position))
                 whole = time.perf_counter() - start
         spent = dict.fromkeys(("products", "attention"), 0.0)
         for event in profiler.key_averages():
@@ -248,34 +215,35 @@ class Ladder:
             if kind:
                 spent[kind] += event.self_cpu_time_total / 1e6
         spent["rest"] = whole - sum(spent.values())
-        return {"rung": rung.name, "dtype": rung.dtype} | {name: value / (steps - 1) for name, value in spent.items()}
+        return {name: value / (steps - 1) for name, value in spent.items()}
 
-    def limits(self) -> list[dict[str, Any]]:
-        """A row a rung: ``bytes`` of weights that its step reads, and ``limit_seconds`` to read so much once.
+    @torch.inference_mode()
+    def _logits(self, rung: Rung, codes: torch.Tensor) -> torch.Tensor:
+        hp, found = self.models[rung.dtype].t3.hp, []
+        with self._stepper(rung, len(codes)) as (stepper, logits):
+            for position, code in enumerate(codes):
+                found.append(logits(position)[:, : hp.stop_speech_token].float().cpu())
+                stepper.say(code.view(1, 1))
+        return torch.stack(found)[..., : hp.start_speech_token]
 
-        ``cache_bytes`` are read besides for each position before, the ``prompt`` positions among them.
-        """
-        rows, taken = [], {}
-        for rung in self.rungs:
-            t3 = self.models[rung.dtype].t3
-            itemsize, size = t3.speech_head.weight.element_size(), step_bytes(t3)
-            if rung.settings.get("weights") == "int8":
-                size //= itemsize
-            if size not in taken:
-                taken[size] = read_seconds(size, self.device)
-            kept = 4 if torch.device(self.device).type == "cpu" else itemsize  # as `StaticT3` keeps them
-            cache = 2 * 2 * len(t3.tfmr.layers) * t3.dim * kept  # keys and values of both CFG rows
-            found = {"bytes": size, "limit_seconds": taken[size], "cache_bytes": cache, "prompt": self.prompt}
-            rows.append({"rung": rung.name, "dtype": rung.dtype} | found)
-        return rows
+    @contextmanager
+    def _stepper(self, rung: Rung, steps: int) -> Iterator[tuple[Stepper, Callable[[int], torch.Tensor]]]:
+        """T3 on a rung, with room for so many tokens, and what gives the logits (2, V) of each position in turn."""
+        t3, (embeds, text) = self.models[rung.dtype].t3, self._prompt(rung)
+        settings = rung.settings(chunk_size=_NO_CHUNKS, ignore_eos=True)
+        with rung.products(), stepper_of(t3, settings, text, embeds.shape[1] + steps) as stepper:
+            yield stepper, lambda number: stepper.step(number) if number else stepper.prefill(embeds, text[0])
+
+    @torch.inference_mode()
+    def _prompt(self, rung: Rung) -> tuple[torch.Tensor, tuple[int, int]]:
+        tts = self.models[rung.dtype]
+        request = checked(tts, self.text)
+        return prompt(tts.t3, conditioning(tts, request.settings.exaggeration), request.text_tokens)
 
 
-def _held(device: str) -> int:
-    """Bytes that the process holds: on CUDA in the allocator once what is free is given back."""
-    if torch.device(device).type != "cuda":
-        return memory_in_use(device)
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved(device)
+def _next(rung: Rung, stream: Iterator[torch.Tensor], count: int) -> list[torch.Tensor]:
+    with rung.products():
+        return list(islice(stream, count))
 
 
 def _kind(operator: str) -> str | None:
@@ -284,6 +252,44 @@ def _kind(operator: str) -> str | None:
     if "dot_product" in operator or operator.endswith(("_attention_forward", "::bmm", "::_softmax")):
         return "attention"
     return None
+
+
+def measure(
+    climb: Ladder,
+    tokens: int,
+    rounds: int,
+    *,
+    long: int = 0,
+    long_rungs: Sequence[str] | None = None,
+    record: Record | None = None,
+    facts: Mapping[str, Any] | None = None,
+) -> pd.DataFrame:
+    """Measures a ladder, without what its record holds already, and returns all rows.
+
+    Args:
+        climb: what to climb.
+        tokens: tokens a rung and round.
+        rounds: measured rounds, after one to warm up.
+        long: tokens of one long run besides; 0 for none.
+        long_rungs: the rungs of the long run; None is all.
+        record: where each part's rows go as soon as they are there.
+        facts: what every row says besides, such as the machine.
+
+    Returns:
+        Rows with ``run`` and ``round``: ``about`` has `Ladder.about`, ``short`` the rounds of `Ladder.climb`, ``long``
+        the long run.
+    """
+    parts: list[Part] = [({"run": "about", "round": 0}, partial(climb.about, tokens))]
+    for number in range(-1, rounds):  # the first warms up
+        parts.append(({"run": "short", "round": number}, partial(climb.climb, tokens, number)))
+    if long:
+        parts.append(({"run": "long", "round": 0}, partial(climb.climb, long, names=long_rungs)))
+    due = ladder.due(parts, record.rows if record else [])
+    if due and len(due) < len(parts):
+        climb.climb(tokens)  # warms up a process that goes on with what another began
+    if long and torch.device(climb.device).type == "cuda" and parts[-1] in due:
+        climb.climb(long, names=long_rungs)  # whatever a longer text captures or plans first
+    return ladder.measure(due, record, facts)
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
@@ -299,31 +305,21 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
     steps = short[short["phase"] == "step"]
     each = steps.assign(each=steps["seconds"] / steps["tokens"])
     times = each.pivot_table(index=["round", "first"], columns="rung", values="each")
-    names = [name for name in dict.fromkeys(table["rung"]) if name in times]
-    below = table.dropna(subset=["below"]).drop_duplicates("rung").set_index("rung")["below"]
-    rows = {}
-    for name in names:
-        own = table[table["rung"] == name]
-        speedup = times[STOCK] / times[name]
-        low, high = speedup.quantile([0.25, 0.75])
-        limit = own["limit_seconds"].dropna().iloc[0]
-        ratio = times[below[name]] / times[name] if below[name] in times else pd.Series(dtype=float)
-        first = own[(own["phase"] == "prefill") & (own["run"] == "short") & (own["round"] >= 0)]
-        rows[name] = {
-            "ms/token": 1e3 * times[name].median(),
-            "to below": ratio.median(),
-            "to stock": speedup.median(),
-            "range": f"{low:.2f} to {high:.2f}",
-            "limit (ms)": 1e3 * limit,
-            "share of limit": limit / times[name].median(),
-            "prefill (s)": first["seconds"].median(),
-            "first use (s)": own["first_use_seconds"].max(),
-            "same tokens": f"{int(first['same_tokens'].min())} of {int(first['asked_tokens'].max())}",
-            "logits error": own["logits_error"].max(),
-        }
-    found = pd.DataFrame.from_dict(rows, orient="index").rename_axis("rung")
-    found.loc[STOCK, "to below"] = 1.0
-    return found
+    times = times[[name for name in dict.fromkeys(table["rung"]) if name in times]]
+    once, first = table.groupby("rung"), short[short["phase"] == "prefill"].groupby("rung")
+    ratios = ladder.compared(times, once["below"].first().to_dict(), spread=(0.25, 0.75))
+    limit, least, most = once["limit_seconds"].first(), first["same_tokens"].min(), first["asked_tokens"].max()
+    columns = {
+        "ms/token": 1e3 * times.median(),
+        **ratios,
+        "limit (ms)": 1e3 * limit,
+        "share of limit": limit / times.median(),
+        "prefill (s)": first["seconds"].median(),
+        "first use (s)": once["first_use_seconds"].max(),
+        "same tokens": least.astype(int).astype(str) + " of " + most.astype(int).astype(str),
+        "logits error": once["logits_error"].max(),
+    }
+    return pd.DataFrame(columns).loc[list(times)].rename_axis("rung")
 
 
 def growth(table: pd.DataFrame) -> pd.DataFrame:
@@ -333,116 +329,40 @@ def growth(table: pd.DataFrame) -> pd.DataFrame:
     return each.pivot_table(index="first", columns="rung", values="ms")[list(dict.fromkeys(steps["rung"]))]
 
 
-def late_over_early(times: pd.DataFrame, early: int = 80, late: int = 800, around: int = 40) -> pd.Series:
-    """Cost of the ``late``-th token over the ``early``-th, by rung; medians over the tokens ``around`` each."""
-    index = times.index.to_series()
-    near = [times[(index - place).abs() <= around].median() for place in (late, early)]
-    return near[0] / near[1]
+def late_over_early(table: pd.DataFrame) -> pd.Series:
+    """Cost of the 800th token over the 80th, by rung; nan where the long run is shorter (see `ladder`)."""
+    return ladder.late_over_early(growth(table), _EARLY, _LATE, around=40)
 
 
-def bytes_late_over_early(table: pd.DataFrame, early: int = 80, late: int = 800) -> pd.Series:
+def bytes_late_over_early(table: pd.DataFrame) -> pd.Series:
     """The same by count: bytes of weights and cache that the two steps read, by rung."""
     about = table[table["run"] == "about"].set_index("rung")
-    reads = [about["bytes"] + about["cache_bytes"] * (about["prompt"] + place) for place in (late, early)]
+    reads = [about["bytes"] + about["cache_bytes"] * (about["prompt"] + place) for place in (_LATE, _EARLY)]
     return reads[0] / reads[1]
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatterbox_lab.study.t3_ladder",
-        description="Time T3's decoding rung by rung, all rungs side by side; every group of tokens is a row of a CSV.",
-    )
-    add = partial(parser.add_argument, metavar="X")
-    add("--model", default="tiny", help="tiny, random, pretrained or a voice folder (default: %(default)s)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
-    add("--rungs", nargs="+", help="only these, beside the released loop (default: all; see the table printed)")
-    add("--tokens", type=int, default=41, help="tokens a round (default: %(default)s)")
-    add("--rounds", type=int, default=3, help="measured rounds, after one to warm up (default: %(default)s)")
-    add("--long", type=int, default=0, help="tokens of one long run besides, to see the cost grow (default: none)")
-    add("--long-rungs", nargs="+", help="the rungs of the long run (default: all)")
-    add("--text", default=TEXT, help="what is said")
-    add("--output", type=Path, help="CSV to write (default: build/data/ladder_MODEL_DEVICE.csv)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted measurement")
-    return parser
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The command's options."""
+    ladder.add_options(parser, "ladder_MODEL_DEVICE.csv", piece="token")
+    add = parser.add_argument
+    add("--tokens", metavar="X", type=int, default=41, help="tokens a round (default: %(default)s)")
+    add("--long-rungs", metavar="X", nargs="+", help="the rungs of the long speech (default: all)")
+    add("--text", metavar="X", default=TEXT, help="what is said")
 
 
-def measured(
-    ladder: Ladder,
-    tokens: int,
-    rounds: int,
-    *,
-    long: int = 0,
-    long_rungs: Sequence[str] | None = None,
-    done: Collection[tuple[str, int]] = (),
-) -> Iterator[list[dict[str, Any]]]:
-    """Measures a ladder part by part, and yields each part's rows.
-
-    Args:
-        ladder: what to climb.
-        tokens: tokens a rung and round.
-        rounds: measured rounds, after one to warm up.
-        long: tokens of one long run besides; 0 for none.
-        long_rungs: the rungs of the long run; None is all.
-        done: ``run`` and ``round`` of the parts that need not be measured.
-
-    Yields:
-        Rows with ``run`` and ``round``: ``about`` has a row a rung of what is measured once (`Ladder.limits`,
-        ``first_uses``, ``deviations``, ``shares``), ``short`` the rounds of `Ladder.climb`, ``long`` the long run.
-    """
-    if ("about", 0) not in done:
-        about = {rung.name: {"below": rung.below} for rung in ladder.rungs}
-        for part in (ladder.first_uses(), ladder.limits(), ladder.deviations(tokens), ladder.shares()):
-            for row in part:
-                about[row["rung"]] |= row
-        yield [row | {"run": "about", "round": 0} for row in about.values()]
-    elif any(("short", number) not in done for number in range(rounds)) or long:
-        ladder.climb(tokens)  # warms up a process that goes on with what another began
-    for number in range(-1, rounds):  # the first warms up
-        if ("short", number) not in done:
-            yield [row | {"asked_tokens": tokens, "run": "short"} for row in ladder.climb(tokens, number)]
-    if long and ("long", 0) not in done:
-        if torch.device(ladder.device).type == "cuda":
-            ladder.climb(long, names=long_rungs)  # whatever a longer text has captured or planned first
-        yield [row | {"asked_tokens": long, "run": "long"} for row in ladder.climb(long, names=long_rungs)]
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 130 if interrupted."""
-    command = parser()
-    chosen = command.parse_args(arguments)
-    record = None
-    try:
-        whole_number("tokens", chosen.tokens, 2 * GROUP + 1, _NO_CHUNKS)
-        whole_number("rounds", chosen.rounds, 1)
-        whole_number("long", chosen.long, 0, _NO_CHUNKS)
-        device = pick_device(chosen.device)
-        name = Path(chosen.model).name
-        path = chosen.output or output_folder("data") / f"ladder_{name}_{torch.device(device).type}.csv"
-        record = Record(path, chosen.resume)
-        facts = machine_facts(device) | {"model": name, "text": chosen.text}
-        record.check(facts)
-        ladder = Ladder(chosen.model, device, chosen.rungs, text=chosen.text)
-        chosen_rungs(ladder.rungs, chosen.long_rungs)
-        done = [(row["run"], row["round"]) for row in record.rows]
-        long = {"long": chosen.long, "long_rungs": chosen.long_rungs}
-        with quiet():
-            for rows in measured(ladder, chosen.tokens, chosen.rounds, **long, done=done):
-                record.add([facts | row for row in rows])
-        record.finish()
-    except (ValueError, FileNotFoundError) as error:
-        command.error(str(error))
-    except KeyboardInterrupt:
-        print("\nStopped.", record.hint() if record else "")
-        return 130
-    table = record.table()
+def run(options: argparse.Namespace) -> int:
+    """Times T3's decoding, all rungs side by side; every group of tokens is a row of a CSV."""
+    asked = whole_number("tokens", options.tokens, 2 * GROUP + 1, _NO_CHUNKS)
+    rounds, long = whole_number("rounds", options.rounds, 1), whole_number("long", options.long, 0, _NO_CHUNKS)
+    device = pick_device(options.device)
+    record, facts = ladder.begin(options, "ladder", device, text=options.text)
+    climb = Ladder(options.model, device, options.rungs, text=options.text)
+    chosen(climb.rungs, options.long_rungs)
+    table = measure(climb, asked, rounds, long=long, long_rungs=options.long_rungs, record=record, facts=facts)
+    path = record.finish()
     print(summary(table).to_string(float_format="%.3g"))
-    late = late_over_early(growth(table)).dropna().round(2) if chosen.long else []
+    late = late_over_early(table).dropna().round(2) if long else []
     if len(late):
         print("\nthe 800th token over the 80th:", late.to_dict())
     print(f"\n{len(table)} rows are in {path.name}.")
     return 0
-
-
-if __name__ == "__main__":
-    sys.exit(main())
