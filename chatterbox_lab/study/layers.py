@@ -1,12 +1,8 @@
-"""Where a step of T3 spends its time: every layer's attention, MLP and the rest, in every analyzer mode.
-
-``python -m chatterbox_lab.study.layers --help`` is the command line; it needs no Jupyter.
-"""
+"""Where a step of T3 spends its time: every layer's attention, MLP and the rest, in every analyzer mode."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 import time
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
@@ -27,15 +23,19 @@ from tqdm.auto import tqdm
 from transformers import DynamicCache
 
 from ..engine.clock import synchronize
-from ..engine.settings import ANALYZERS, StreamSettings, whole_number
-from ..engine.t3.attention import FORK_HEADS, Attention, remove_spies
-from ..engine.t3.decode import embed
+from ..engine.settings import StreamSettings, whole_number
+from ..engine.t3.attention import FORK_HEADS, Attention
+from ..engine.t3.backends import ANALYZERS
+from ..engine.t3.eager import embed
 from ..engine.t3.sampling import Sampling, sample
+from ..engine.t3.spies import remove_spies
 from ..files import written_whole
 from ..voices.load import DTYPES, load, pick_device
+from . import command
 from .logs import quiet
 from .machine import machine_facts
-from .records import Record, output_folder
+from .records import Record
+from .turns import to_and_fro
 
 MODES = ("released", *ANALYZERS)
 """The analyzer modes, and before them ``released``: ``stock`` with upstream's own spy copying its map to the host."""
@@ -188,7 +188,7 @@ class Step:
         return spans
 
 
-def layer_costs(
+def measure(
     t3: T3,
     modes: Sequence[str] = MODES,
     lengths: Sequence[int] = LENGTHS,
@@ -199,7 +199,7 @@ def layer_costs(
     warm_up: int = 1,
     seed: int = 0,
 ) -> pd.DataFrame:
-    """Times T3's steps layer by layer, the modes in turn (to and fro), so that a slow spell falls on all of them.
+    """Times T3's steps layer by layer; the modes take turns (see `to_and_fro`).
 
     Args:
         t3: upstream's token-to-token model, of any size, device and dtype.
@@ -222,14 +222,14 @@ def layer_costs(
     """
     modes = tuple(dict.fromkeys((*modes, "off")))
     repeats = {"prefill": prefill_repeats, "decode": decode_repeats}
-    check_request(modes, lengths, phases, **repeats)
+    _check(modes, lengths, phases, **repeats)
     warm_up = whole_number("warm_up", warm_up, 0)
     turns = [
         (phase, length, repeat, mode)
         for length in lengths
         for phase in phases
         for repeat in range(-warm_up, repeats[phase])
-        for mode in (*modes, "bare")[:: -1 if repeat % 2 else 1]
+        for mode in to_and_fro((*modes, "bare"), repeat)
     ]
     rows, step = [], None
     for phase, length, repeat, mode in tqdm(turns, desc="steps", leave=False):
@@ -241,10 +241,10 @@ def layer_costs(
     return pd.DataFrame(rows, columns=["phase", "length", "mode", "repeat", "layer", "part", "seconds"])
 
 
-def check_request(
+def _check(
     modes: Sequence[str], lengths: Sequence[int], phases: Sequence[str], prefill: int = 1, decode: int = 1
 ) -> None:
-    """Raises ValueError for a mode, length, phase or number of repeats that `layer_costs` does not take."""
+    """Raises ValueError for a mode, length, phase or number of repeats that `measure` does not take."""
     for name, chosen, allowed in (("modes", modes, MODES), ("phases", phases, PHASES)):
         if not chosen or not set(chosen) <= set(allowed):
             raise ValueError(f"{name}={tuple(chosen)!r}: each must be one of {', '.join(allowed)}")
@@ -255,7 +255,7 @@ def check_request(
 
 
 def summary(profile: pd.DataFrame) -> pd.DataFrame:
-    """What `layer_costs` measured, over its repeats.
+    """What `measure` measured, over its repeats.
 
     Returns:
         One row a ``phase``, ``length``, ``mode``, ``layer`` and ``part``: ``seconds`` is the median, ``low`` and
@@ -376,69 +376,52 @@ def _masks(tfmr: torch.nn.Module) -> Iterator[list[int]]:
         handle.remove()
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatterbox_lab.study.layers",
-        description="Time T3's steps layer by layer in every analyzer mode, prefill and decode.",
-    )
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chatterbox-lab layers``."""
     add = partial(parser.add_argument, metavar="X")
-    add("--model", default="tiny", help="tiny, random, pretrained or a voice folder (default: %(default)s)")
-    add("--device", default="auto", help="auto, cuda, mps or cpu (default: %(default)s)")
+    command.add_model(parser)
+    command.add_device(parser)
     add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s (default: %(default)s)")
     add("--modes", nargs="+", default=MODES, choices=MODES, help="%(choices)s (default: all)")
     add("--lengths", nargs="+", type=int, default=LENGTHS, help="positions (default: 256 64 128 512)")
     add("--phases", nargs="+", default=PHASES, choices=PHASES, help="%(choices)s (default: both)")
     add("--prefill-repeats", type=int, default=5, help="measured prefills each (default: %(default)s)")
     add("--decode-repeats", type=int, default=20, help="measured decode steps each (default: %(default)s)")
-    add("--output", type=Path, help="CSV to write (default: build/data/layers_MODEL_DEVICE_DTYPE.csv)")
-    parser.add_argument("--resume", action="store_true", help="go on with the lengths that an interrupted run left")
-    return parser
+    command.add_record(parser, "layers_MODEL_DEVICE_DTYPE.csv")
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status, 130 if interrupted."""
-    command = parser()
-    chosen = command.parse_args(arguments)
-    repeats = {"prefill": chosen.prefill_repeats, "decode": chosen.decode_repeats}
-    record = None
-    try:
-        check_request(chosen.modes, chosen.lengths, chosen.phases, **repeats)
-        device = pick_device(chosen.device)
-        name = f"{Path(chosen.model).name}_{torch.device(device).type}_{chosen.dtype}.csv"
-        path = chosen.output or output_folder("data") / f"layers_{name}"
-        record = Record(path, chosen.resume)
-        with quiet():
-            _record(chosen, device, record)
-    except (ValueError, FileNotFoundError) as error:
-        command.error(str(error))
-    except KeyboardInterrupt:
-        print("\nStopped.", record.hint() if record else "")
-        return 130
-    costs, asked = record.table(), pd.read_csv(_launches_path(path))
+def run(options: argparse.Namespace) -> int:
+    """Measures length by length what the options ask for, and prints it."""
+    _check(options.modes, options.lengths, options.phases, options.prefill_repeats, options.decode_repeats)
+    device = pick_device(options.device)
+    kind = torch.device(device).type
+    record = command.open_record(options, f"layers_{command.model_name(options)}_{kind}_{options.dtype}.csv")
+    with quiet():
+        _fill(record, options, device)
+    costs, asked = record.table(), pd.read_csv(_launches_path(record.path))
     print("Milliseconds a step (medians):", (steps(costs, value="seconds") * 1e3).round(2).to_string(), sep="\n")
     print("\nRatio to off:", steps(costs).drop(columns="bare").round(3).to_string(), sep="\n")
     asked = asked[[name for name in asked if name not in (*machine_facts(), "model", "dtype", "width")]]
     print("\nWhat a step asks of the device:", asked.round(4).to_string(index=False), sep="\n")
-    print(f"\nThe profiler's own overhead: {overhead(costs).median():+.1%} of a step. Written to {path.name}.")
+    print(f"\nThe profiler's own overhead: {overhead(costs).median():+.1%} of a step. Written to {record.path.name}.")
     return 0
 
 
-def _record(chosen: argparse.Namespace, device: str, record: Record) -> None:
+def _fill(record: Record, options: argparse.Namespace, device: str) -> None:
     """Measures length by length; a length is done if all that is asked of it is there."""
-    t3 = load(chosen.model, device=device, dtype=chosen.dtype, watermark=False).t3
-    facts = machine_facts(device) | {"model": Path(chosen.model).name, "dtype": chosen.dtype, "width": t3.dim}
+    t3 = load(options.model, device=device, dtype=options.dtype, watermark=False).t3
+    facts = machine_facts(device) | {"model": command.model_name(options), "dtype": options.dtype, "width": t3.dim}
     record.check(facts)
-    wanted = {(phase, mode) for phase in chosen.phases for mode in (*chosen.modes, "bare")}
-    for length in sorted(set(chosen.lengths)):
+    wanted = {(phase, mode) for phase in options.phases for mode in (*options.modes, "bare")}
+    repeats = {"prefill_repeats": options.prefill_repeats, "decode_repeats": options.decode_repeats}
+    for length in sorted(set(options.lengths)):
         if wanted <= {(row["phase"], row["mode"]) for row in record.rows if row["length"] == length}:
             continue
         record.rows = [row for row in record.rows if row["length"] != length]
-        repeats = {"prefill_repeats": chosen.prefill_repeats, "decode_repeats": chosen.decode_repeats}
-        costs = summary(layer_costs(t3, chosen.modes, [length], phases=chosen.phases, **repeats)).round(9)
+        costs = summary(measure(t3, options.modes, [length], phases=options.phases, **repeats)).round(9)
         record.add(costs.assign(**facts).to_dict("records"))
-    asked = [(phase, mode) for phase in chosen.phases for mode in chosen.modes]
-    table = pd.DataFrame([launches(Step(t3, phase, chosen.lengths[0]), mode) for phase, mode in asked])
+    asked = [(phase, mode) for phase in options.phases for mode in options.modes]
+    table = pd.DataFrame([launches(Step(t3, phase, options.lengths[0]), mode) for phase, mode in asked])
     with written_whole(_launches_path(record.path)) as part:
         table.assign(**facts).to_csv(part, index=False, float_format="%.6g")
     record.finish()
@@ -446,7 +429,3 @@ def _record(chosen: argparse.Namespace, device: str, record: Record) -> None:
 
 def _launches_path(path: Path) -> Path:
     return path.with_name(f"launches_{path.name.removeprefix('layers_')}")
-
-
-if __name__ == "__main__":
-    sys.exit(main())
