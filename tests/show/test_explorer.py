@@ -33,6 +33,20 @@ def lab_explorer(tts: Any) -> Iterator[Explorer]:
     free(made)
 
 
+@pytest.fixture
+def gate(monkeypatch: pytest.MonkeyPatch) -> threading.Event:
+    """Holds every stream after its first chunk until it is set."""
+    spoken, gate = explorer.generate_stream, threading.Event()
+
+    def held(*arguments: Any, **named: Any) -> Iterator[Any]:
+        for chunk in spoken(*arguments, **named):
+            yield chunk
+            assert gate.wait(60)
+
+    monkeypatch.setattr(explorer, "generate_stream", held)
+    return gate
+
+
 def made_with(tts: Any, **arguments: Any) -> Explorer:
     made = Explorer(tts, **arguments)
     enter(made, **SHORT)
@@ -178,29 +192,30 @@ def sliders(made: Explorer) -> dict[str, Any]:
     return {row.children[0].description: row.children[0] for row in rows}
 
 
-def test_a_second_click_is_refused_kindly_and_stop_ends_the_run(lab_explorer: Explorer) -> None:
-    enter(lab_explorer, max_new_tokens=1000)
+def test_a_second_click_is_refused_kindly_and_stop_ends_the_run(lab_explorer: Explorer, gate: threading.Event) -> None:
     lab_explorer.generate()
     player = lab_explorer.player
-    until(lambda: len(player.chunks) > 1)
+    until(lambda: len(player.chunks) == 1)
     lab_explorer.generate()
     assert lab_explorer.player is player
     assert said(lab_explorer) == "Still at work: wait until it is done, or click Stop."
     lab_explorer.stop()
+    gate.set()
     player.wait()
-    assert player.state == "stopped"
+    assert (player.state, len(player.chunks)) == ("stopped", 1)
     assert said(lab_explorer).startswith("Stopped: RTF ")
     finished(lab_explorer, max_new_tokens=3)
     assert lab_explorer.player.state == "done"
 
 
-def test_buttons_do_what_they_say(lab_explorer: Explorer) -> None:
+def test_buttons_do_what_they_say(lab_explorer: Explorer, gate: threading.Event) -> None:
     buttons = {child.description: child for child in lab_explorer.children[1].children if hasattr(child, "click")}
     buttons["Generate"].click()
     assert lab_explorer.player.state == "streaming"
     buttons["Stop"].click()
+    gate.set()
     free(lab_explorer)
-    assert lab_explorer.player.state in ("stopped", "done")
+    assert lab_explorer.player.state == "stopped"
 
 
 def test_the_last_runs_stay_as_they_were(lab_explorer: Explorer) -> None:
@@ -287,13 +302,13 @@ def test_an_interrupt_leaves_everything_usable(lab_explorer: Explorer, monkeypat
     assert lab_explorer.player.state == "done"
 
 
-def test_two_explorers_never_run_a_model_at_once(lab_explorer: Explorer, tts: Any) -> None:
-    enter(lab_explorer, max_new_tokens=1000)
+def test_two_explorers_never_run_a_model_at_once(lab_explorer: Explorer, tts: Any, gate: threading.Event) -> None:
     lab_explorer.generate()
-    until(lambda: len(lab_explorer.player.chunks) > 0)
+    until(lambda: len(lab_explorer.player.chunks) == 1)
     other = made_with(tts)  # its cell, run again
     other.generate()
-    assert other.player.state == "idle" or lab_explorer.player.state == "stopped"
+    assert (other.player.state, lab_explorer.player.state) == ("idle", "streaming")
+    gate.set()
     free(lab_explorer)
     assert lab_explorer.player.state == "stopped"
     finished(other)
