@@ -1,12 +1,8 @@
-"""Grids of settings, measured chunk by chunk: a row a chunk, resumable, in this process or over many through joblib.
-
-``python -m chatterbox_lab.study.sweep --help`` is the command line; it needs no Jupyter.
-"""
+"""Grids of settings, measured chunk by chunk: a row a chunk, resumable, in this process or over many through joblib."""
 
 from __future__ import annotations
 
 import argparse
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import lru_cache, partial
@@ -22,13 +18,17 @@ from tqdm.auto import tqdm
 
 from ..engine.clock import StageClock
 from ..engine.s3gen.render import Renderer
-from ..engine.settings import ANALYZERS, BACKENDS, BALANCED, SCHEDULES, StreamSettings, whole_number
-from ..voices.load import DTYPES, MODELS, load, pick_device
+from ..engine.schedule import SCHEDULES
+from ..engine.settings import BALANCED, StreamSettings, whole_number
+from ..engine.t3.backends import ANALYZERS, AUTO, BACKENDS
+from ..voices.load import DTYPES, load, pick_device
+from . import command
 from .chunks import PROMPTS, TOKENS_PER_CHARACTER, measured_chunks
 from .logs import quiet
 from .machine import machine_facts
 from .playout import playout
-from .records import Record, output_folder
+from .records import Record
+from .turns import to_and_fro
 
 SETTING = ["chunk_size", "context_window", "analyzer", "backend", "weights", "schedule", "max_chunk_size"]
 """The columns that hold what was asked for."""
@@ -102,7 +102,7 @@ class Sweep:
     seed: int = 0
     watermark: bool = True
 
-    def run(self, point: Point, number: int) -> list[dict[str, Any]]:
+    def once(self, point: Point, number: int) -> list[dict[str, Any]]:
         """The rows of one run of a point; a row with its error if it fails."""
         facts = _facts(self) | point.key | {"round": number, "error": None}
         try:
@@ -139,7 +139,7 @@ def _warm_up(sweep: Sweep, point: Point, speak: partial[Iterator[dict[str, Any]]
         _WARM.add((sweep, point))
 
 
-def run(
+def measure(
     points: Sequence[Point],
     sweep: Sweep,
     record: Record,
@@ -151,7 +151,7 @@ def run(
     """Measures every point once a round, and adds its rows to the record as soon as they are there.
 
     What the record holds already is not run again, unless it failed. Stopped by an interrupt, the record keeps what
-    was done, and the same call goes on. Rounds run to and fro, so that a slow spell falls on different points.
+    was done, and the same call goes on. The points take turns, see `to_and_fro`.
 
     Args:
         points: from `grid`.
@@ -180,10 +180,10 @@ def run(
     due = [
         (point, number)
         for number in range(rounds)
-        for point in (points if number % 2 == 0 else reversed(points))
+        for point in to_and_fro(points, number)
         if tuple((fixed | point.key | {"round": number})[name] for name in RUN) not in done
     ]
-    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(sweep.run)(*task) for task in due)
+    work = Parallel(n_jobs=jobs, return_as="generator_unordered")(delayed(sweep.once)(*task) for task in due)
     for rows in tqdm(work, "sweep", len(due), disable=not progress):
         record.add(rows)
     _model.cache_clear()
@@ -191,7 +191,7 @@ def run(
     return record.table()
 
 
-def runs(table: pd.DataFrame) -> pd.DataFrame:
+def by_run(table: pd.DataFrame) -> pd.DataFrame:
     """One row a run: RTF, first chunk, chunks, and what a listener gets who starts with the first chunk."""
     found = []
     for key, chunks in table[table["error"].isna()].groupby(RUN, sort=False):
@@ -215,7 +215,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
     The front is, for each device, dtype and prompt, of the points that no other beats in both RTF and first chunk.
     """
-    each = runs(table).groupby(RUN[:-1], sort=False)
+    each = by_run(table).groupby(RUN[:-1], sort=False)
     found = pd.DataFrame(
         {
             "RTF": each["rtf"].median(),
@@ -238,18 +238,18 @@ def _front(points: pd.DataFrame) -> pd.Series:
     return ~pd.Series(beaten, index=points.index)
 
 
-PARTS = ((1, 0, 25), (1, 50, 25), (1, 0, 75), (1, 0, 150), (1, 0, 225), (2, 0, 25), (2, 125, 75), (2, 0, 200))
-PARTS += ((5, 0, 25), (5, 0, 225))
+WINDOWS = ((1, 0, 25), (1, 50, 25), (1, 0, 75), (1, 0, 150), (1, 0, 225), (2, 0, 25), (2, 125, 75), (2, 0, 200))
+WINDOWS += ((5, 0, 25), (5, 0, 225))
 """Windows that tell whether their length alone sets S3Gen's price: the whole voice prompt, its half or its fifth, and
 tokens of context and chunk."""
 
 
 def windows(
-    tts: ChatterboxTTS, parts: Sequence[tuple[int, int, int]] = PARTS, *, rounds: int = 3, seed: int = 0
+    tts: ChatterboxTTS, parts: Sequence[tuple[int, int, int]] = WINDOWS, *, rounds: int = 3, seed: int = 0
 ) -> Iterator[dict[str, Any]]:
     """Seconds that S3Gen alone takes for windows made of different parts, with random speech tokens.
 
-    All windows take turns, to and fro, after one turn to warm up.
+    All windows take turns (see `to_and_fro`), after one to warm up.
 
     Args:
         tts: a model from `load`, or any upstream ``ChatterboxTTS``.
@@ -265,7 +265,7 @@ def windows(
     longest = max(context + new for _, context, new in parts)
     speech = torch.randint(codes, (longest,), generator=torch.Generator().manual_seed(seed))
     for number in range(-1, whole_number("rounds", rounds, 1)):
-        for divisor, context, new in parts[:: -1 if number % 2 else 1]:
+        for divisor, context, new in to_and_fro(parts, number):
             renderer = Renderer(tts.s3gen, _shortened(tts.conds.gen, divisor), context, 0, seed)
             renderer.push(speech[:context])
             start = clock.now()
@@ -294,68 +294,53 @@ def report(table: pd.DataFrame) -> str:
     return "\n".join(parts)
 
 
-def parser() -> argparse.ArgumentParser:
-    """The command line's arguments."""
-    parser = argparse.ArgumentParser(
-        prog="python -m chatterbox_lab.study.sweep",
-        description="Measure a grid of stream settings chunk by chunk; every chunk is a row of a CSV.",
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chatterbox-lab sweep``."""
+    add, flag = partial(parser.add_argument, metavar="X"), partial(parser.add_argument, action="store_true")
+    sizes = [10, 25, 50, 75, 100, 150]
+    command.add_model(parser)
+    command.add_device(parser)
+    add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s (default: %(default)s)")
+    add("--chunk-size", nargs="+", type=int, default=sizes, help=f"new tokens (default: {' '.join(map(str, sizes))})")
+    add("--context-window", nargs="+", type=int, help="tokens rendered again (default: twice the chunk size)")
+    add("--prompt", nargs="+", default=["medium"], choices=list(PROMPTS), help="%(choices)s (default: medium)")
+    add("--analyzer", nargs="+", default=["off"], choices=ANALYZERS, help="%(choices)s (default: off)")
+    add("--backend", nargs="+", default=["static"], choices=(AUTO, *BACKENDS), help="%(choices)s (default: static)")
+    add("--schedule", nargs="+", default=["fixed"], choices=list(SCHEDULES), help="%(choices)s (default: fixed)")
+    add("--rounds", type=int, default=3, help="measured runs of each point (default: %(default)s)")
+    add(
+        "--jobs",
+        type=int,
+        default=1,
+        help="processes; they share the machine, so 1 for timings to rely on (default: 1)",
     )
-    add = partial(parser.add_argument, metavar="X")
-    add("--model", default="tiny", help=f"{', '.join(MODELS)} or a voice folder")
-    add("--device", default="auto", help="auto, cuda, mps or cpu")
-    add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s")
-    add("--chunk-size", nargs="+", type=int, default=[10, 25, 50, 75, 100, 150], help="new tokens a chunk")
-    add("--context-window", nargs="+", type=int, help="tokens synthesised again; twice the chunk size if not given")
-    add("--prompt", nargs="+", default=["medium"], choices=list(PROMPTS), help="%(choices)s")
-    add("--analyzer", nargs="+", default=["off"], choices=ANALYZERS, help="%(choices)s")
-    add("--backend", nargs="+", default=["static"], choices=BACKENDS, help="%(choices)s")
-    add("--schedule", nargs="+", default=["fixed"], choices=SCHEDULES, help="%(choices)s")
-    add("--rounds", type=int, default=3, help="measured runs of each point")
-    add("--jobs", type=int, default=1, help="processes; they share the machine, so 1 for timings to rely on")
-    add("--seed", type=int, default=0, help="of the sampling and of random weights")
-    add("--output", type=Path, help="CSV to write; build/data/sweep_MODEL.csv if not given")
-    flag = partial(parser.add_argument, action="store_true")
+    add("--seed", type=int, default=0, help="of the sampling and of random weights (default: 0)")
     flag("--no-watermark", help="leave the watermark out")
     flag("--windows", help="measure S3Gen alone, by what its window is made of, instead of the grid")
-    flag("--resume", help="go on with an interrupted sweep, or add to a finished one")
-    return parser
+    command.add_record(parser, "sweep_MODEL.csv, or windows_MODEL.csv")
 
 
-def measure_windows(sweep: Sweep, record: Record, rounds: int) -> int:
-    """Records `windows` of the sweep's model, prints their medians and returns the exit status."""
-    rows = windows(_model(sweep), rounds=rounds, seed=sweep.seed)
-    for row in tqdm(rows, "windows", rounds * len(PARTS)):
-        record.add([row | _facts(sweep)])
-    record.finish()
-    parts = ["prompt_tokens", "context_tokens", "new_tokens", "window_tokens"]
-    print(record.table().groupby(parts)["s3gen_seconds"].median().sort_values().to_string())
-    return 0
-
-
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The command line; returns the exit status: 1 where a point failed, 130 if interrupted."""
-    command = parser()
-    chosen = command.parse_args(arguments)
-    record = None
-    try:
-        choices = {"analyzer": chosen.analyzer, "backend": chosen.backend, "schedule": chosen.schedule}
-        points = grid(chosen.chunk_size, chosen.context_window, prompts=chosen.prompt, **choices)
-        seed, device = whole_number("seed", chosen.seed, 0, 2**63 - 1), pick_device(chosen.device)
-        sweep = Sweep(chosen.model, device, chosen.dtype, seed, not chosen.no_watermark)
-        kind = "windows" if chosen.windows else "sweep"
-        record = Record(chosen.output or output_folder("data") / f"{kind}_{Path(chosen.model).name}.csv", chosen.resume)
-        if chosen.windows:
-            return measure_windows(sweep, record, whole_number("rounds", chosen.rounds, 1))
-        table = run(points, sweep, record, rounds=chosen.rounds, jobs=chosen.jobs)
-    except (ValueError, FileNotFoundError, ModuleNotFoundError) as error:
-        command.error(str(error))
-    except KeyboardInterrupt:
-        print("\nStopped.", record.hint() if record else "")
-        return 130
+def run(options: argparse.Namespace) -> int:
+    """Measures the grid, or with ``--windows`` S3Gen alone; returns 1 where a point failed."""
+    choices = {"analyzer": options.analyzer, "backend": options.backend, "schedule": options.schedule}
+    points = grid(options.chunk_size, options.context_window, prompts=options.prompt, **choices)
+    rounds, seed = whole_number("rounds", options.rounds, 1), whole_number("seed", options.seed, 0, 2**63 - 1)
+    sweep = Sweep(options.model, pick_device(options.device), options.dtype, seed, not options.no_watermark)
+    kind = "windows" if options.windows else "sweep"
+    record = command.open_record(options, f"{kind}_{command.model_name(options)}.csv")
+    if options.windows:
+        _record_windows(sweep, record, rounds)
+        return 0
+    table = measure(points, sweep, record, rounds=rounds, jobs=options.jobs)
     print(report(table), f"\n{len(table)} rows are in {record.path.name}.")
     return int(table["error"].notna().any())
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _record_windows(sweep: Sweep, record: Record, rounds: int) -> None:
+    """Records `windows` of the sweep's model, and prints their medians."""
+    rows = windows(_model(sweep), rounds=rounds, seed=sweep.seed)
+    for row in tqdm(rows, "windows", rounds * len(WINDOWS)):
+        record.add([row | _facts(sweep)])
+    record.finish()
+    parts = ["prompt_tokens", "context_tokens", "new_tokens", "window_tokens"]
+    print(record.table().groupby(parts)["s3gen_seconds"].median().sort_values().to_string())

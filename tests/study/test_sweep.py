@@ -4,18 +4,20 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import dask
 import joblib
 import pandas as pd
 import pytest
 import torch
 from dask.distributed import Client, LocalCluster
 
-from chatterbox_lab.engine import clock as measure
+from chatterbox_lab.__main__ import main
+from chatterbox_lab.engine.clock import StreamMetrics
 from chatterbox_lab.engine.s3gen.encoder import Encoder
 from chatterbox_lab.engine.s3gen.vocoder import Vocoder
 from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import StreamSettings
-from chatterbox_lab.study import sweep
+from chatterbox_lab.study import chunks, sweep
 from chatterbox_lab.study.chunks import chunks_of, measured_chunks
 from chatterbox_lab.study.records import Record
 from chatterbox_lab.voices.build import LabTTS
@@ -26,7 +28,7 @@ QUIET = {"progress": False}
 @pytest.fixture(autouse=True)
 def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATTERBOX_LAB_OUTPUT", str(tmp_path))
-    monkeypatch.setitem(sweep.PROMPTS, "word", "Hello.")
+    monkeypatch.setitem(chunks.PROMPTS, "word", "Hello.")
 
 
 @pytest.fixture
@@ -77,17 +79,17 @@ def test_unknown_names_are_refused() -> None:
 
 def test_every_chunk_is_a_row_and_the_rows_add_up(here: sweep.Sweep, tmp_path: Path) -> None:
     points = small()
-    table = sweep.run(points, here, Record(tmp_path / "sweep.csv"), rounds=2, **QUIET)
+    table = sweep.measure(points, here, Record(tmp_path / "sweep.csv"), rounds=2, **QUIET)
     assert table["error"].isna().all()
-    for _, chunks in table.groupby(sweep.RUN):
-        assert chunks["new_tokens"].sum() == points[0].tokens
-        assert chunks["audio_seconds"].sum() == pytest.approx(points[0].tokens * 0.04)
-        assert chunks["arrival_seconds"].is_monotonic_increasing
-        said = chunks["new_tokens"].cumsum().shift(fill_value=0)
-        context = said.clip(upper=max(1, chunks["context_window"].iloc[0]))  # a cross-fade needs a token
-        assert chunks["window_tokens"].tolist() == (10 + context + chunks["new_tokens"]).tolist()
-        stages = chunks[["t3_seconds", "s3gen_seconds", "watermark_seconds"]].sum().sum()
-        assert 0 < stages <= chunks["arrival_seconds"].iloc[-1]
+    for _, run in table.groupby(sweep.RUN):
+        assert run["new_tokens"].sum() == points[0].tokens
+        assert run["audio_seconds"].sum() == pytest.approx(points[0].tokens * 0.04)
+        assert run["arrival_seconds"].is_monotonic_increasing
+        said = run["new_tokens"].cumsum().shift(fill_value=0)
+        context = said.clip(upper=max(1, run["context_window"].iloc[0]))  # a cross-fade needs a token
+        assert run["window_tokens"].tolist() == (10 + context + run["new_tokens"]).tolist()
+        stages = run[["t3_seconds", "s3gen_seconds", "watermark_seconds"]].sum().sum()
+        assert 0 < stages <= run["arrival_seconds"].iloc[-1]
     saved = pd.read_csv(tmp_path / "sweep.csv")
     assert keys(saved) == keys(table)
     assert set(saved["machine"]) == set(table["machine"])
@@ -137,9 +139,9 @@ def test_windows_are_made_of_the_parts_they_are_asked_for(tts: LabTTS, monkeypat
 def test_the_command_line_records_windows(
     here: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep, "PARTS", ((1, 0, 4), (2, 3, 6)))
-    monkeypatch.setattr(sweep.windows, "__defaults__", (sweep.PARTS,))
-    assert sweep.main(["--device", "cpu", "--windows", "--rounds", "1"]) == 0
+    monkeypatch.setattr(sweep, "WINDOWS", ((1, 0, 4), (2, 3, 6)))
+    monkeypatch.setattr(sweep.windows, "__defaults__", (sweep.WINDOWS,))
+    assert main(["sweep", "--device", "cpu", "--windows", "--rounds", "1"]) == 0
     assert len(pd.read_csv(tmp_path / "data" / "windows_tiny.csv")) == 2
     assert "window_tokens" in capsys.readouterr().out
 
@@ -151,20 +153,20 @@ def test_rounds_run_to_and_fro(here: sweep.Sweep, tmp_path: Path, monkeypatch: p
         order.append((point.settings.chunk_size, number))
         return []
 
-    monkeypatch.setattr(sweep.Sweep, "run", note)
-    sweep.run(sweep.grid([1, 2], [0], prompts=["word"]), here, Record(tmp_path / "sweep.csv"), rounds=3, **QUIET)
+    monkeypatch.setattr(sweep.Sweep, "once", note)
+    sweep.measure(sweep.grid([1, 2], [0], prompts=["word"]), here, Record(tmp_path / "sweep.csv"), rounds=3, **QUIET)
     assert order == [(1, 0), (2, 0), (2, 1), (1, 1), (1, 2), (2, 2)]
 
 
 def interrupted(after: int, error: Callable[[], BaseException]) -> Callable[..., list[dict[str, Any]]]:
     calls: list[int] = []
-    run = sweep.Sweep.run
+    once = sweep.Sweep.once
 
     def stop(self: sweep.Sweep, point: sweep.Point, number: int) -> list[dict[str, Any]]:
         calls.append(number)
         if len(calls) > after:
             raise error()
-        return run(self, point, number)
+        return once(self, point, number)
 
     return stop
 
@@ -175,27 +177,27 @@ def test_an_interrupted_sweep_keeps_what_was_done_and_goes_on(
 ) -> None:
     path = tmp_path / "sweep.csv"
     with monkeypatch.context() as patched:
-        patched.setattr(sweep.Sweep, "run", interrupted(after, KeyboardInterrupt))
+        patched.setattr(sweep.Sweep, "once", interrupted(after, KeyboardInterrupt))
         with pytest.raises(KeyboardInterrupt):
-            sweep.run(small(), here, Record(path), rounds=2, **QUIET)
+            sweep.measure(small(), here, Record(path), rounds=2, **QUIET)
     assert not path.exists()
     if after:
         kept = pd.read_csv(path.with_suffix(".unfinished.csv"))
-        assert len(sweep.runs(kept.assign(error=None))) == after
+        assert len(sweep.by_run(kept.assign(error=None))) == after
         with pytest.raises(ValueError, match="resume"):
             Record(path)
-    table = sweep.run(small(), here, Record(path, resume=True), rounds=2, **QUIET)
+    table = sweep.measure(small(), here, Record(path, resume=True), rounds=2, **QUIET)
     assert len(set(keys(table))) == len(table)
-    assert len(sweep.runs(table)) == 2 * len(small())
-    again = sweep.run(small(), here, Record(path, resume=True), rounds=2, **QUIET)
+    assert len(sweep.by_run(table)) == 2 * len(small())
+    again = sweep.measure(small(), here, Record(path, resume=True), rounds=2, **QUIET)
     assert keys(again) == keys(table)
 
 
 def test_a_record_of_something_else_is_not_gone_on_with(here: sweep.Sweep, tmp_path: Path) -> None:
     path = tmp_path / "sweep.csv"
-    sweep.run(small()[:1], here, Record(path), rounds=1, **QUIET)
+    sweep.measure(small()[:1], here, Record(path), rounds=1, **QUIET)
     with pytest.raises(ValueError, match="measured with seed 0, here it is 1"):
-        sweep.run(small(), sweep.Sweep(device="cpu", seed=1), Record(path, resume=True), **QUIET)
+        sweep.measure(small(), sweep.Sweep(device="cpu", seed=1), Record(path, resume=True), **QUIET)
 
 
 def test_a_point_that_fails_is_a_row_and_runs_again_when_resumed(
@@ -204,9 +206,9 @@ def test_a_point_that_fails_is_a_row_and_runs_again_when_resumed(
     path = tmp_path / "sweep.csv"
     with monkeypatch.context() as patched:
         patched.setattr(Vocoder, "__call__", lambda *_: (_ for _ in ()).throw(RuntimeError("out of memory")))
-        failed = sweep.run(small()[:1], here, Record(path), rounds=1, **QUIET)
+        failed = sweep.measure(small()[:1], here, Record(path), rounds=1, **QUIET)
     assert failed["error"].tolist() == ["RuntimeError: out of memory"]
-    table = sweep.run(small()[:1], here, Record(path, resume=True), rounds=1, **QUIET)
+    table = sweep.measure(small()[:1], here, Record(path, resume=True), rounds=1, **QUIET)
     assert table["error"].isna().all()
 
 
@@ -214,7 +216,7 @@ def stream(times: list[float]) -> Any:
     for number, time in enumerate(times, 1):
         yield (
             torch.zeros(1, 1),
-            measure.StreamMetrics(
+            StreamMetrics(
                 total_generation_time=time, total_audio_duration=float(number), tokens=25 * number, t3_seconds=time / 2
             ),
         )
@@ -238,23 +240,25 @@ def test_runs_say_what_a_listener_gets() -> None:
 
 def test_the_command_line_runs_over_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     arguments = ["--device", "cpu", "--chunk-size", "40", "80", "--prompt", "short", "--rounds", "1", "--jobs", "2"]
-    assert sweep.main([*arguments, "--no-watermark"]) == 0
+    assert main(["sweep", *arguments, "--no-watermark"]) == 0
     said = capsys.readouterr().out
     table = pd.read_csv(tmp_path / "data" / "sweep_tiny.csv")
-    assert len(sweep.runs(table)) == 2
+    assert len(sweep.by_run(table)) == 2
     assert f"{len(table)} rows are in sweep_tiny.csv" in said
 
 
 def test_the_same_call_runs_on_a_dask_cluster(tmp_path: Path) -> None:
     points = sweep.grid([40, 80], prompts=["short"])
+    patient = dict.fromkeys(("distributed.comm.timeouts.connect", "distributed.comm.timeouts.tcp"), "600s")
     with (
+        dask.config.set(patient),  # on a busy machine a worker takes minutes to import PyTorch
         LocalCluster(n_workers=2, threads_per_worker=1, dashboard_address=None) as cluster,
         Client(cluster),
         joblib.parallel_config(backend="dask"),
     ):
-        table = sweep.run(points, sweep.Sweep(device="cpu"), Record(tmp_path / "sweep.csv"), rounds=1, **QUIET)
+        table = sweep.measure(points, sweep.Sweep(device="cpu"), Record(tmp_path / "sweep.csv"), rounds=1, **QUIET)
     assert table["error"].isna().all()
-    assert len(sweep.runs(table)) == 2
+    assert len(sweep.by_run(table)) == 2
 
 
 @pytest.mark.parametrize(
@@ -272,13 +276,13 @@ def test_the_command_line_says_what_is_wrong(
     arguments: list[str], message: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit):
-        sweep.main(arguments)
+        main(["sweep", *arguments])
     assert message in capsys.readouterr().err
 
 
 def test_an_interrupt_at_the_command_line_says_how_to_go_on(
     here: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    monkeypatch.setattr(sweep.Sweep, "run", interrupted(1, KeyboardInterrupt))
-    assert sweep.main(["--device", "cpu", "--chunk-size", "20", "30", "--prompt", "short", "--rounds", "1"]) == 130
+    monkeypatch.setattr(sweep.Sweep, "once", interrupted(1, KeyboardInterrupt))
+    assert main(["sweep", "--device", "cpu", "--chunk-size", "20", "30", "--prompt", "short", "--rounds", "1"]) == 130
     assert "--resume goes on" in capsys.readouterr().out
