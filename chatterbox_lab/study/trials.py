@@ -1,7 +1,7 @@
 """Listening trials: the same speech tokens made audible in many ways, and what machines hear in each.
 
-T3 speaks each sentence once; what differs between the ways is S3Gen's part alone, so every difference to the whole
-decode is streaming's or a price's. ``python -m chatterbox_lab.study.trials`` records them under ``data/``.
+T3 speaks each sentence once; the ways differ in S3Gen's part alone. So every difference to the whole decode comes from
+streaming, or from what a way leaves out.
 """
 
 from __future__ import annotations
@@ -10,7 +10,6 @@ import argparse
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -20,10 +19,12 @@ from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.tts import ChatterboxTTS, StreamingMetrics
 from tqdm import tqdm
 
-from ..engine.settings import ADAPTIVE, BASELINE, FAST, StreamSettings
-from ..engine.stream import encode_text, render, renderer_of, speech_tokens
+from ..engine.request import encode_text
+from ..engine.settings import ADAPTIVE, BASELINE, FAST, StreamSettings, whole_number
+from ..engine.stream import render, renderer_of, speech_tokens
 from ..files import REPOSITORY, attribute
-from ..voices.load import load
+from ..voices.load import load, pick_device
+from . import command
 from .hearing import joins, listeners, repeats, silent_end, transcribe, word_errors
 from .machine import machine_facts
 from .records import Record
@@ -31,8 +32,6 @@ from .upstream import upstream_tokens
 
 HELD_OUT = REPOSITORY / "data" / "heldout.txt"
 """Everyday sentences that the lab voice was not trained on."""
-
-
 PROVOKING = REPOSITORY / "data" / "provoking.txt"
 """Prompts that tempt a decoder to repeat itself, stop early or never stop."""
 MATTERS_WER, MATTERS_MOS = 0.02, 0.1
@@ -73,10 +72,8 @@ WAYS = {
     "growing": Way("ours", ADAPTIVE),
     **_changed(
         no_cross_fade={"fade_duration": 0},
-        mel_continued={"flow": "continue"},
         each_frame_once={"flow": "cached"},
         bfloat16={"flow_dtype": "bfloat16"},
-        guided_5_of_10={"guided_steps": 5},
         five_steps={"flow_steps": 5},
         two_steps={"flow_steps": 2},
         half_the_prompt={"prompt_tokens": 25},
@@ -154,7 +151,7 @@ def half_fixed_tokens(
         return upstream_tokens(tts, text, settings, **arguments)
 
 
-def run(
+def measure(
     tts: ChatterboxTTS,
     sentences: Sequence[str],
     ways: dict[str, Way],
@@ -307,35 +304,30 @@ def told(row: pd.Series) -> str:
     return f"WER {wer:+.1f} points ({low:+.1f} to {high:+.1f}), PLCMOS {mos:+.2f} ({mos_low:+.2f} to {mos_high:+.2f})"
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    parser = argparse.ArgumentParser(prog="python -m chatterbox_lab.study.trials", description=__doc__)
-    parser.add_argument("--model", default="lab", help="a voice that speaks: lab, pretrained or a folder")
-    parser.add_argument("--sentences", type=int, default=40, help="of data/heldout.txt, from the first on")
-    parser.add_argument("--seed", type=int, default=0)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chatterbox-lab trials``."""
+    command.add_model(parser, "lab", "a model that speaks: lab, pretrained")
+    command.add_device(parser)
+    parser.add_argument("--sentences", type=int, metavar="X", default=40, help="of data/heldout.txt (default: 40)")
+    parser.add_argument("--seed", type=int, metavar="X", default=0, help="of tokens and noise (default: 0)")
     parser.add_argument(
-        "--guard", action="store_true", help="the prompts of data/provoking.txt, with and without guard"
+        "--guard", action="store_true", help="data/provoking.txt instead, without the guard and with it"
     )
-    parser.add_argument("--output", type=Path, help="CSV (default: data/trials_MODEL.csv or data/guard_MODEL.csv)")
-    parser.add_argument("--resume", action="store_true", help="go on with an interrupted run")
-    options = parser.parse_args(arguments)
-    if options.sentences < 1:
-        parser.error(f"--sentences {options.sentences}: must be at least 1")
-    tts = load(options.model, device="cpu", watermark=False)
-    kind, name = "guard" if options.guard else "trials", Path(options.model).name
-    record = Record(options.output or REPOSITORY / "data" / f"{kind}_{name}.csv", options.resume)
-    facts = machine_facts() | {"model": name, "dtype": "float32"}
+    command.add_record(parser, "trials_MODEL.csv, or guard_MODEL.csv")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Makes the sentences audible in all of `WAYS`, or with ``--guard`` provokes faults, and records what is heard."""
+    sentences, seed = whole_number("sentences", options.sentences, 1), whole_number("seed", options.seed, 0, 2**63 - 1)
+    device, name = pick_device(options.device), command.model_name(options)
+    record = command.open_record(options, f"{'guard' if options.guard else 'trials'}_{name}.csv")
+    facts = machine_facts(device) | {"model": name, "dtype": "float32"}
     record.check(facts)
-    try:
-        if options.guard:
-            provoke(tts, PROVOKING.read_text().splitlines(), record, seed=options.seed, facts=facts)
-        else:
-            texts = HELD_OUT.read_text().splitlines()[: options.sentences]
-            run(tts, texts, WAYS, record, seed=options.seed, facts=facts)
-    except KeyboardInterrupt:
-        raise SystemExit(record.hint()) from None
-    print(f"wrote {record.finish()}")
-
-
-if __name__ == "__main__":
-    main()
+    tts = load(options.model, device=device, watermark=False)
+    if options.guard:
+        provoke(tts, PROVOKING.read_text().splitlines(), record, seed=seed, facts=facts)
+    else:
+        measure(tts, HELD_OUT.read_text().splitlines()[:sentences], WAYS, record, seed=seed, facts=facts)
+    record.finish()
+    print(f"{len(record.rows)} rows are in {record.path.name}.")
+    return 0

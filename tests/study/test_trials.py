@@ -10,10 +10,10 @@ import torch
 from conftest import TEXT
 
 import chatterbox_lab as lab
+from chatterbox_lab.__main__ import main
 from chatterbox_lab.engine.settings import BASELINE
 from chatterbox_lab.files import attribute
-from chatterbox_lab.study import hearing as quality
-from chatterbox_lab.study import records, trials
+from chatterbox_lab.study import hearing, records, trials
 from chatterbox_lab.study.fallback import count_spies, watch_layers
 from chatterbox_lab.study.upstream import upstream_tokens
 from chatterbox_lab.voices import build
@@ -72,12 +72,64 @@ def test_a_run_has_a_row_for_each_sentence_and_way_and_can_be_gone_on_with(
     monkeypatch.setattr(trials, "speech_tokens", lambda *_, **__: CODES)
     ways = {"whole": trials.Way("whole"), "ours": way("ours")}
     record = records.Record(tmp_path / "trials.csv")
-    trials.run(tts, ["One."], ways, record, scores=False, facts={"device": "cpu"})
+    trials.measure(tts, ["One."], ways, record, scores=False, facts={"device": "cpu"})
     record = records.Record(tmp_path / "trials.csv", resume=True)
-    rows = trials.run(tts, ["One.", "Two."], ways, record, scores=False, facts={"device": "cpu"})
+    rows = trials.measure(tts, ["One.", "Two."], ways, record, scores=False, facts={"device": "cpu"})
     assert list(zip(rows["text"], rows["way"], strict=True)) == [(t, w) for t in ("One.", "Two.") for w in ways]
     assert rows.loc[rows["way"] == "whole", "mel_distance"].eq(0).all()
     assert rows.loc[rows["way"] == "ours", "mel_distance"].gt(0).all()
+
+
+@pytest.fixture
+def deaf(tts: build.LabTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[dict[str, object]]:
+    """The command finds the shared model and two ways, and nobody listens; how the model was asked for."""
+    asked: list[dict[str, object]] = []
+    monkeypatch.setenv("CHATTERBOX_LAB_OUTPUT", str(tmp_path))
+    monkeypatch.setattr(trials, "load", lambda model, **how: asked.append({"model": model} | how) or tts)
+    monkeypatch.setattr(trials, "WAYS", {"whole": trials.Way("whole"), "ours": way("ours")})
+    monkeypatch.setattr(trials, "speech_tokens", lambda *_, **__: CODES)
+    monkeypatch.setattr(trials, "heard", lambda text, chunks, *_: {"seams": len(chunks) - 1})
+    return asked
+
+
+def test_the_command_writes_to_build_and_says_how_it_ended(
+    deaf: list[dict[str, object]], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["trials", "--sentences", "2", "--device", "cpu"]) == 0
+    assert deaf == [{"model": "lab", "device": "cpu", "watermark": False}]
+    assert "4 rows are in trials_lab.csv." in capsys.readouterr().out
+    found = pd.read_csv(tmp_path / "data" / "trials_lab.csv")
+    assert found["seams"].tolist() == [0, 2, 0, 2]
+    assert {"machine", "commit", "model", "dtype", "seed"} <= set(found.columns)
+    assert main(["trials", "--sentences", "3", "--device", "cpu", "--resume"]) == 0
+    assert "6 rows are in" in capsys.readouterr().out
+
+
+def test_the_command_looks_for_the_device_it_is_given(
+    deaf: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for wrong, message in ((["--device", "cuda:99"], "device='cuda:99'"), (["--sentences", "0"], "sentences=0")):
+        with pytest.raises(SystemExit) as exit_:
+            main(["trials", *wrong])
+        assert exit_.value.code == 2
+        assert message in capsys.readouterr().err
+    assert deaf == []
+
+
+def test_an_interrupted_trial_says_how_to_go_on(
+    deaf: list[dict[str, object]], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    texts = []
+
+    def stop(text: str, *_: object) -> dict[str, object]:
+        texts.append(text)
+        if len(texts) == 3:
+            raise KeyboardInterrupt
+        return {}
+
+    monkeypatch.setattr(trials, "heard", stop)
+    assert main(["trials", "--device", "cpu"]) == 130
+    assert "trials_lab.unfinished.csv has 2 rows" in capsys.readouterr().out
 
 
 def test_the_board_counts_words_and_bounds_the_change() -> None:
@@ -148,8 +200,8 @@ def test_provoked_speech_ends_at_its_limit(tts: build.LabTTS, monkeypatch: pytes
 def test_the_silence_at_an_end_is_counted_in_seconds() -> None:
     audio = torch.zeros(1, 24000)
     audio[0, :12000] = 0.1
-    assert quality.silent_end(audio) == 0.5
-    assert quality.silent_end(torch.zeros(1, 2400)) == 0.1
+    assert hearing.silent_end(audio) == 0.5
+    assert hearing.silent_end(torch.zeros(1, 2400)) == 0.1
 
 
 def test_there_are_a_hundred_prompts_and_a_hundred_sentences() -> None:
@@ -157,3 +209,9 @@ def test_there_are_a_hundred_prompts_and_a_hundred_sentences() -> None:
         lines = file.read_text().splitlines()
         assert len(set(lines)) == len(lines) == 100
         assert all(line.strip() == line != "" for line in lines)
+
+
+def test_recorded_ways_that_were_given_up_are_still_on_the_board() -> None:
+    found = trials.board(records.load_results("trials_lab"))
+    assert set(trials.WAYS) <= set(found.index)
+    assert {"mel continued", "guided 5 of 10"} == set(found.index) - set(trials.WAYS)
