@@ -10,21 +10,27 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+from chatterbox.models.t3 import T3
 from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
 from ..engine.clock import StageClock
+from ..engine.linears import is_plain
+from ..engine.request import checked
 from ..engine.schedule import TOKEN_SECONDS, Costs
-from ..engine.settings import BASELINE, READ_BESIDE, StreamSettings, whole_number
-from ..engine.stream import checked, speech_tokens
+from ..engine.settings import BASELINE, StreamSettings, whole_number
+from ..engine.stream import speech_tokens
+from ..engine.t3.backends import BACKENDS
 from .chunks import PROMPTS, measured_chunks
-from .playout import timeline
+from .playout import expected
+from .turns import to_and_fro
 
 TARGETS = ("latency", "balanced", "rtf")
 HEADROOM = 1.5
-"""How much slower the machine may become before a balanced stream starves its listener."""
+"""How many times as long everything may take before a balanced stream underruns."""
 NEAR = 1.05
 """How much above the lowest RTF counts as near it."""
+_SLOW_TO_START = ("compile",)  # half a minute, which is more than a recommendation may take
 _UTTERANCE = 500  # tokens, 20 s of speech: what an RTF is quoted for
 _WITHIN = 0.9  # share of the chunks that the model's error covers
 
@@ -47,10 +53,11 @@ class Fit:
 
 
 def fit(chunks: pd.DataFrame) -> Fit:
-    """Fits `Costs` to the rows of `sweep.measured_chunks` of one machine, model and backend.
+    """Fits `Costs` to the rows of `measured_chunks` of one machine, model and backend.
 
-    T3: prefill, in the first chunk, and a price per token. Renderer (S3Gen and watermark): a price per chunk and one
-    per token of the window. Least squares of relative errors, since a chunk of 5 tokens matters like one of 500.
+    T3 costs a prefill, in the first chunk, and so much a token. Rendering (S3Gen and watermark) costs so much a chunk
+    and so much a token of the window. The fit is by least squares of relative errors, so that a chunk of 5 tokens
+    counts like one of 500.
 
     Raises:
         ValueError: fewer than three chunks, or chunks of only one size.
@@ -74,9 +81,9 @@ def fit(chunks: pd.DataFrame) -> Fit:
 def fit_windows(rows: pd.DataFrame) -> Fit:
     """Fits what a window's parts cost to the rows of `sweep.windows` of one machine.
 
-    S3Gen's flow works on the whole window, its vocoder on what is not the voice prompt, so a token of the prompt
-    (``prompt_token``) is cheaper than one of context or speech (``window_token``); ``chunk`` is paid for any window.
-    `Costs` cannot tell the first two apart as long as the prompt keeps its length: its ``chunk`` has the difference.
+    S3Gen's flow works on the whole window, its vocoder on all but the voice prompt. So a token of the prompt
+    (``prompt_token``) costs less than one of context or speech (``window_token``); every window costs ``chunk``.
+    `Costs` has one cost for both kinds of token: the prompt's length is fixed, so its ``chunk`` takes the difference.
     """
     inside = rows["context_tokens"] + rows["new_tokens"]
     columns = {"chunk": np.ones(len(rows)), "prompt_token": rows["prompt_tokens"], "window_token": inside}
@@ -94,14 +101,14 @@ def predicted(costs: Costs, chunks: pd.DataFrame) -> np.ndarray:
 
 
 def shares(costs: Costs, settings: Sequence[StreamSettings], tokens: int = _UTTERANCE) -> pd.DataFrame:
-    """What the RTF of an utterance is made of by the model: a row a setting, a part a column.
+    """What the RTF of an utterance is made of, by the cost model: a row a setting, a part a column.
 
-    ``T3`` with its prefill; of rendering what is paid for ``new speech``, for ``context`` made again, and for
-    ``every chunk`` whatever its size, which is mostly the voice prompt.
+    The parts are ``T3`` with its prefill, and of rendering ``new speech``, ``context`` that is rendered again, and
+    ``every chunk``: what a chunk of any size costs, which is mostly the voice prompt.
     """
     rows = {}
     for chosen in settings:
-        chunks = timeline(costs, chosen.chunk_sizes(), tokens, chosen.context)
+        chunks = expected(costs, chosen.chunk_sizes(), tokens, chosen.context)
         seconds = {
             "T3": costs.prefill + costs.token * tokens,
             "new speech": costs.window_token * tokens,
@@ -131,14 +138,14 @@ def _line(columns: dict[str, Any], seconds: np.ndarray) -> tuple[pd.DataFrame, f
 def calibrate(
     tts: ChatterboxTTS, settings: StreamSettings = BASELINE, *, tokens: int = 150, seconds: float = 5.0, seed: int = 0
 ) -> Fit:
-    """Measures what this machine takes: one utterance in chunks that double, until ``seconds`` have gone by.
+    """Measures what this machine takes: one utterance in chunks that double, again until ``seconds`` have gone by.
 
-    The first pass warms up every length and is left out, unless it alone took longer than ``seconds``.
+    The first pass warms up every length. It is left out unless it alone took longer than ``seconds``.
 
     Args:
         tts: a model from `load`, or any upstream ``ChatterboxTTS``.
         settings: analyzer, backend, weights and context are used.
-        tokens: length of the utterance, at least 30; a slow machine does with 75.
+        tokens: length of the utterance, at least 30; 75 are enough on a slow machine.
         seconds: after how long no further pass is begun.
         seed: of the sampling.
 
@@ -147,7 +154,7 @@ def calibrate(
     """
     tokens = whole_number("tokens", tokens, 30, 1000)
     doubling = settings.replace(schedule="grow", chunk_size=5, max_chunk_size=tokens, costs=Costs())
-    checked(tts, PROMPTS["medium"], doubling, {}, seed, tokens)
+    checked(tts, PROMPTS["medium"], doubling, seed=seed, max_new_tokens=tokens)
     clock, rows, passes = StageClock(tts.device), [], 0
     start = clock.now()
     with tqdm(desc="calibrating", unit=" chunks", leave=False) as bar:
@@ -199,11 +206,11 @@ def recommend(
 
     Args:
         tts: a model from `load`, or any upstream ``ChatterboxTTS``.
-        target: ``"latency"``: the smallest first chunk that never starves the listener, and growing ones after it.
-            ``"balanced"``: the same on a machine that may become half as slow again. ``"rtf"``: the smallest fixed
-            chunk that comes near the lowest RTF, for files instead of listeners.
+        target: ``"latency"``: the smallest first chunk without an underrun, and growing ones after it. ``"balanced"``:
+            the same where everything may take 1.5 times as long. ``"rtf"``: the smallest fixed chunk that comes near
+            the lowest RTF, for files.
         settings: what is kept: context, sampling, analyzer and guard; ``max_chunk_size`` is the largest chunk.
-        backends: of T3, the fastest of which is taken; by default those that say upstream's tokens.
+        backends: of T3; the fastest is taken. By default all that say upstream's tokens and start within seconds.
         tokens: see `calibrate`.
         seconds: see `calibrate`.
 
@@ -212,13 +219,22 @@ def recommend(
     """
     if target not in TARGETS:
         raise ValueError(f"target={target!r}: must be one of {', '.join(map(repr, TARGETS))}")
-    if backends is None:
-        exact = ("hf", "static", "graph") if tts.t3.device.type == "cuda" else ("hf", "static")
-        backends = exact if settings.analyzer in READ_BESIDE else ("hf",)
-    times = token_seconds(tts, settings, backends)
+    times = token_seconds(tts, settings, exact_backends(tts.t3, settings) if backends is None else backends)
     settings = settings.replace(backend=min(times, key=times.get))
     found = calibrate(tts, settings, tokens=tokens, seconds=seconds)
     return advise(found.costs, target, settings, times)
+
+
+def exact_backends(t3: T3, settings: StreamSettings) -> list[str]:
+    """The backends that say upstream's tokens with this model and these settings, and that start within seconds."""
+    plain = is_plain(t3)
+    fitting = {
+        name: row
+        for name, row in BACKENDS.items()
+        if t3.device.type in row.devices and settings.analyzer in row.analyzers and settings.weights in row.weights
+    }
+    exact = (name for name, row in fitting.items() if row.exact and (plain or not row.plain))
+    return [name for name in exact if name not in _SLOW_TO_START]
 
 
 def token_seconds(tts: ChatterboxTTS, settings: StreamSettings, backends: Sequence[str]) -> dict[str, float]:
@@ -227,12 +243,12 @@ def token_seconds(tts: ChatterboxTTS, settings: StreamSettings, backends: Sequen
     if not candidates:
         raise ValueError("backends=(): must have at least one")
     for chosen in candidates.values():
-        checked(tts, PROMPTS["medium"], chosen, {"ignore_eos": True}, 0, 25)
+        checked(tts, PROMPTS["medium"], chosen)
     clock, taken = StageClock(tts.device), {name: [] for name in candidates}
-    for _ in range(4):
-        for name, chosen in candidates.items():
+    for turn in range(-1, 3):
+        for name in to_and_fro(candidates, turn):
             start = clock.now()
-            speech_tokens(tts, PROMPTS["medium"], chosen, seed=0, max_new_tokens=25, ignore_eos=True)
+            speech_tokens(tts, PROMPTS["medium"], candidates[name], seed=0, max_new_tokens=25, ignore_eos=True)
             taken[name].append((clock.now() - start) / 25)
     return {name: statistics.median(times[1:]) for name, times in taken.items()}  # the first warms up
 
@@ -285,7 +301,7 @@ def _words(costs: Costs, chosen: StreamSettings, times: dict[str, float] | None)
 
 
 def _expected(costs: Costs, chosen: StreamSettings) -> str:
-    chunks = timeline(costs, chosen.chunk_sizes(), _UTTERANCE, chosen.context, chosen.fade)
+    chunks = expected(costs, chosen.chunk_sizes(), _UTTERANCE, chosen.context, chosen.fade)
     sizes = ", ".join(str(size) for size in islice(chosen.chunk_sizes(), 4))
     duration = _UTTERANCE * TOKEN_SECONDS
     return (

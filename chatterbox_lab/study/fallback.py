@@ -1,4 +1,8 @@
-"""Which attention T3's layers run, what upstream's analyzer leaves on them, and what the half fix does."""
+"""Which attention T3's layers run, what upstream's analyzer leaves on them, and what the half fix does.
+
+Upstream's analyzer puts a spy on one layer: a hook that keeps the attention map, and a wrapped ``forward`` that asks
+for the map. The half fix is ``output_attentions=False`` while such a spy is still there.
+"""
 
 from __future__ import annotations
 
@@ -11,11 +15,12 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..engine.t3.attention import SdpaWatch, is_spy, remove_spies, without_spies
+from ..engine.t3.attention import SdpaWatch
+from ..engine.t3.spies import is_spy, remove_spies, without_spies
 
 
 def count_spies(tfmr: torch.nn.Module) -> dict[str, int]:
-    """Forward hooks and nested wrapped forwards that upstream's analyzer has left on all layers together."""
+    """How many forward hooks and wrapped forwards upstream's analyzers have left on all layers together."""
     hooks = wrapped = 0
     for layer in tfmr.layers:
         hooks += sum(is_spy(hook) for hook in layer.self_attn._forward_hooks.values())
@@ -34,7 +39,11 @@ def _depth(forward: Any) -> int:
 
 @contextmanager
 def watch_layers(tfmr: torch.nn.Module) -> Iterator[list[Counter[str]]]:
-    """Counts, layer by layer, the calls that ran ``sdpa`` and those that ran ``manual`` attention."""
+    """Counts by layer how many of its calls run ``sdpa`` and how many ``manual`` attention.
+
+    Args:
+        tfmr: a Llama, such as T3's.
+    """
     counts: list[Counter[str]] = [Counter() for _ in tfmr.layers]
     with ExitStack() as stack:
         for layer, count in zip(tfmr.layers, counts, strict=True):
@@ -44,7 +53,7 @@ def watch_layers(tfmr: torch.nn.Module) -> Iterator[list[Counter[str]]]:
 
 @contextmanager
 def _counted(layer: torch.nn.Module, count: Counter[str]) -> Iterator[None]:
-    # Hooks and no wrapped forward: a spy must stay visible to `without_spies`.
+    # By hooks, not by a wrapped forward, which would hide a spy from `without_spies`.
     seen: list[bool] = []
     watch = SdpaWatch(lambda query, key, scale: seen.append(True))
 
@@ -66,21 +75,25 @@ def _counted(layer: torch.nn.Module, count: Counter[str]) -> Iterator[None]:
 
 @dataclass(frozen=True)
 class HalfFix:
-    """What the half fix does to one prefill (see `measure_half_fix`)."""
+    """What the half fix does to one prefill of T positions (see `measure_half_fix`).
+
+    Args:
+        layer: the number of the layer with the spy.
+        sound: the mean attention of its heads with a causal mask, (T, T).
+        half_fixed: the same with the spy and no mask, (T, T).
+        logits_change: of the last position, relative to SDPA in every layer.
+        rounding: the same change by stock attention, which is right: rounding alone.
+    """
 
     layer: int
     sound: torch.Tensor
-    """Attention of the layer's heads, averaged, with a causal mask: (T, T)."""
     half_fixed: torch.Tensor
-    """The same with the spy on the layer and no mask: (T, T)."""
     logits_change: float
-    """Relative change of the last position's hidden state's logits against SDPA everywhere."""
     rounding: float
-    """The same change for stock attention: what rounding alone does."""
 
     @property
     def future_mass(self) -> float:
-        """Share of the half-fixed layer's attention that falls on tokens still to come."""
+        """The share of the layer's attention that falls on tokens still to come; 0 is causal."""
         return float(self.half_fixed.triu(1).sum() / self.half_fixed.sum())
 
 
@@ -95,13 +108,13 @@ def measure_half_fix(
         head: T3's speech head.
         embeds: the prefill's input embeddings (B, T, C).
         text: the half-open range of the text tokens' positions.
-        layer: the layer that upstream's analyzer spies on; the spy is removed before returning.
+        layer: the layer that upstream's analyzer spies on; the spy is gone afterwards.
     """
     from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 
     def run(**kwargs: Any) -> tuple[torch.Tensor, Any]:
         output = tfmr(inputs_embeds=embeds, use_cache=False, **kwargs)
-        # The weights alone: a head that masks codes would drown every change in its constants.
+        # By the weights alone: a head that masks codes adds constants, beside which every change is small.
         return F.linear(output.last_hidden_state[:, -1], head.weight).cpu().double(), output
 
     with without_spies(tfmr):

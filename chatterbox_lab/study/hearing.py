@@ -1,4 +1,4 @@
-"""What the ear would say, by machines: a recogniser, two models of listeners, and the joins between chunks.
+"""How a stream sounds, as programs judge it: a recogniser, two models of listeners, and measures of the seams.
 
 Audio is float32 at 24 kHz, (samples,) or (1, samples), as `generate_stream` yields it. A seam is the sample at which
 a chunk begins.
@@ -20,9 +20,9 @@ from chatterbox.models.s3gen.utils.mel import mel_spectrogram
 
 RATE = 16000  # Hz, what recogniser and listeners take
 _LEVEL, _NEAR, _SIDE = S3GEN_SR // 100, S3GEN_SR // 50, S3GEN_SR // 25  # 10 ms within 20 ms, and 40 ms beside them
-_QUIET = 10 ** (-50 / 20)  # amplitude below which a place counts as silence, where there is nothing to dip
+_QUIET = 10 ** (-50 / 20)  # amplitude below which a place counts as silence
 DECIBELS = 20 / math.log(10)
-"""Of a natural logarithm of an amplitude, such as a mel here."""
+"""Decibels in one unit of a natural logarithm of amplitudes, such as a mel is here."""
 
 
 def transcribe(audio: torch.Tensor) -> str:
@@ -31,8 +31,8 @@ def transcribe(audio: torch.Tensor) -> str:
 
     samples = _resampled(audio)
     if np.abs(samples).max() < _QUIET:
-        return ""  # in digital silence it would understand a word
-    decoder = Decoder(samprate=RATE, loglevel="FATAL")  # one that was used before has adapted to what it heard
+        return ""  # the recogniser hears a word in digital silence
+    decoder = Decoder(samprate=RATE, loglevel="FATAL")  # a new one: a decoder adapts to what it has heard
     decoder.start_utt()
     decoder.process_raw((samples.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
     decoder.end_utt()
@@ -54,7 +54,7 @@ def word_errors(said: str, understood: str) -> dict[str, float]:
 
 
 def repeats(said: str, understood: str) -> int:
-    """At how many places up to three words were understood twice in a row, beyond those of the text itself."""
+    """How often one to three words in a row were understood twice, beyond the repetitions in the text itself."""
     return max(0, _twice(_plain(understood).split()) - _twice(_plain(said).split()))
 
 
@@ -71,12 +71,12 @@ def _plain(text: str) -> str:
     return " ".join(re.findall(r"[a-z0-9']+", text.lower()))
 
 
-def listeners(audio: torch.Tensor, *, noise: bool = True) -> dict[str, float]:
+def opinion_scores(audio: torch.Tensor, *, noise: bool = True) -> dict[str, float]:
     """Mean opinion scores, 1 to 5, as models of listeners predict them: ``plcmos``, and with ``noise`` ``dnsmos``.
 
-    PLCMOS (Diener et al. 2023) was trained to hear lost and concealed packets, so it hears breaks; DNSMOS P.835
-    (Reddy et al. 2022) noise and distortion, of which this is the overall score, and takes several times as long. Both
-    come with ``speechmos``.
+    PLCMOS (Diener et al. 2023) is trained on lost and concealed packets, so it hears breaks. DNSMOS P.835 (Reddy et
+    al. 2022) hears noise and distortion; this is its overall score, and it takes several times as long. Both come with
+    ``speechmos``.
     """
     from speechmos import plcmos  # it loads onnxruntime, which takes a second
 
@@ -138,8 +138,8 @@ def mel_distance(audio: torch.Tensor, reference: torch.Tensor) -> float:
 def joins(audio: torch.Tensor, seams: Sequence[int], reference: torch.Tensor | None = None) -> dict[str, float]:
     """The mean dip and the mean flux at an utterance's seams, and what a whole decode of the same tokens has there.
 
-    Speech dips and changes by itself, so ``dip`` and ``flux`` are only telling beside ``reference_dip`` and
-    ``reference_flux``. All are nan where there is no seam, and dips where every seam is in silence.
+    Speech dips and changes by itself, so compare ``dip`` and ``flux`` with ``reference_dip`` and ``reference_flux``.
+    All are nan where there is no seam; dips are nan where every seam is in silence.
     """
     found = {"dip": _mean(seam_dips(audio, seams)), "flux": _mean(seam_flux(audio, seams))}
     if reference is not None:
@@ -179,3 +179,6 @@ def _samples(audio: torch.Tensor) -> np.ndarray:
 
 def _resampled(audio: torch.Tensor) -> np.ndarray:
     return torchaudio.functional.resample(torch.from_numpy(_samples(audio)), S3GEN_SR, RATE).numpy()
+
+
+listeners = opinion_scores  # until trials.py and training/evaluate.py use the new name

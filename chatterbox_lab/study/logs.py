@@ -1,4 +1,7 @@
-"""The warnings that transformers logs: caught with the layer and the call that raised them, or kept quiet."""
+"""The warnings that transformers logs: caught with the layer and the call that raised them, or kept quiet.
+
+This and `fallback` also run under other releases of transformers, so they import neither chatterbox nor pandas.
+"""
 
 from __future__ import annotations
 
@@ -9,14 +12,22 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-import pandas as pd
+if TYPE_CHECKING:
+    import pandas as pd
 
 
 @dataclass(frozen=True)
 class CaughtWarning:
-    """One emission of a transformers warning: text, line that raised it, layer, and chatterbox's calls above it."""
+    """One warning of transformers, as often as it is raised.
+
+    Args:
+        message: its text.
+        raised_in: the line that raised it, as ``file:line function``.
+        layer: the number of the layer that was running, if one was.
+        called_from: the lines of chatterbox above it, the innermost first.
+    """
 
     message: str
     raised_in: str
@@ -26,11 +37,9 @@ class CaughtWarning:
 
 @contextmanager
 def catch_warnings() -> Iterator[list[CaughtWarning]]:
-    """Catches every warning that transformers logs, each time it is raised and not just the first.
+    """Catches every warning that transformers logs, each time it is raised, and prints none.
 
-    transformers says such things once a process (``warning_once`` is cached); inside this context each emission is
-    recorded, with the layer that was running and the line of chatterbox that called into transformers. Nothing is
-    printed.
+    Outside this context transformers raises most warnings once a process: ``warning_once`` remembers them.
     """
     caught: list[CaughtWarning] = []
     logger = logging.getLogger("transformers")
@@ -49,7 +58,7 @@ def catch_warnings() -> Iterator[list[CaughtWarning]]:
 
 @contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps transformers' warnings off the screen and, unlike `catch_warnings`, out of what is being timed."""
+    """Keeps transformers' warnings off the screen. It costs no time, so use it around what is timed."""
     logger = logging.getLogger("transformers")
     level = logger.level
     logger.setLevel(logging.ERROR)
@@ -60,7 +69,9 @@ def quiet() -> Iterator[None]:
 
 
 def warning_table(caught: Sequence[CaughtWarning]) -> pd.DataFrame:
-    """The caught warnings, one row for each text and call site: message, raised in, called from, layers, times."""
+    """The caught warnings, by text and place: ``warning``, ``raised in``, ``called from``, ``layers``, ``times``."""
+    import pandas as pd
+
     groups: dict[tuple[str, str, str], list[CaughtWarning]] = {}
     for warning in caught:
         groups.setdefault((warning.message, warning.raised_in, warning.called_from), []).append(warning)

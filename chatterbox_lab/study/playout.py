@@ -10,7 +10,14 @@ from ..engine.schedule import TOKEN_SECONDS, Costs
 
 @dataclass(frozen=True)
 class Chunk:
-    """One chunk of a stream: its new tokens, the context before them, when it arrives, and what is heard of it."""
+    """One chunk of a stream.
+
+    Args:
+        new: its new tokens.
+        before: tokens of context before them.
+        arrival: when it is there, in seconds after the request.
+        seconds: of sound that it brings.
+    """
 
     new: int
     before: int
@@ -18,8 +25,8 @@ class Chunk:
     seconds: float
 
 
-def timeline(costs: Costs, sizes: Iterable[int], tokens: int, context_window: int, fade: float = 0.0) -> list[Chunk]:
-    """The chunks of an utterance of ``tokens`` by the cost model, as `stream.generate_stream` would cut it."""
+def expected(costs: Costs, sizes: Iterable[int], tokens: int, context_window: int, fade: float = 0.0) -> list[Chunk]:
+    """The chunks of an utterance of ``tokens`` by the cost model, as `generate_stream` would cut it."""
     chunks: list[Chunk] = []
     said, clock, held = 0, costs.prefill, 0.0
     for size in sizes:
@@ -39,14 +46,14 @@ class Playout:
     """What a listener gets who starts with the first chunk.
 
     Args:
-        levels: seconds still to be heard when each chunk but the first arrives; below 0 is how long it was silent.
+        levels: seconds of sound that are left when each chunk but the first arrives; negative is silence before it.
     """
 
     levels: tuple[float, ...]
 
     @property
     def underruns(self) -> int:
-        """How often the listener ran out of sound."""
+        """How many chunks arrived too late: the stream underruns before each of them."""
         return sum(level < -1e-9 for level in self.levels)
 
     @property
@@ -55,8 +62,8 @@ class Playout:
         return -sum(level for level in self.levels if level < 0)
 
 
-def playout(arrivals: Sequence[float], seconds: Sequence[float]) -> Playout:
-    """Play-out simulated from when chunks arrive and how many seconds of sound each brings.
+def play(arrivals: Sequence[float], seconds: Sequence[float]) -> Playout:
+    """Plays a stream out, given when each chunk arrives and how many seconds of sound it brings.
 
     Raises:
         ValueError: sequences of different lengths.
@@ -70,3 +77,6 @@ def playout(arrivals: Sequence[float], seconds: Sequence[float]) -> Playout:
             levels.append(end - arrival)
         end = max(end, arrival) + length
     return Playout(tuple(levels))
+
+
+timeline, playout = expected, play  # until sweep.py, test_schedule.py and notebook 03 use the new names
