@@ -44,6 +44,14 @@ def test_a_recorded_figure_says_what_was_recorded() -> None:
     }  # fmt: skip
 
 
+def test_small_print_is_not_cut_at_the_figures_edge() -> None:
+    drawn = plt.figure(figsize=(6, 2))
+    origin = {"machine": "AMD EPYC with AVX512 and bfloat16, 2 cores / " * 4, "date": "2026-01-01"}
+    pixels = np.asarray(Image.open(figures.save(drawn, "00_long", origin)).convert("L"))
+    assert pixels[:, :-8].min() < 128
+    assert pixels[:, -8:].min() == 255
+
+
 def test_the_player_has_the_colours_of_the_figures() -> None:
     css = Path(player.__file__).with_name("player.css").read_text()
     for name, color in {"t3": colors.BLUE, "s3gen": colors.AMBER, "watermark": colors.GREY}.items():

@@ -6,6 +6,7 @@
 from .chunks import SHARE_COLORS, buffers, context_heat_map, latency_front, rtf_shares, window_costs
 from .ladders import chunk_costs, s3gen_rungs, t3_rung_parts, t3_rungs, t3_token_times
 from .layers import MODE_STYLES, PART_COLORS, layer_heat_map, over_length, step_parts
+from .result import stream_bars
 from .seams import seam_close_up, trials_board
 from .style import log_scale, origin, provenance, save, set_style, show
 from .training import training_curves
@@ -30,6 +31,7 @@ __all__ = [
     "set_style",
     "show",
     "step_parts",
+    "stream_bars",
     "t3_rung_parts",
     "t3_rungs",
     "t3_token_times",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import textwrap
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullLocator
 
 from ...engine.schedule import TOKEN_SECONDS
 from ...files import written_whole
-from ...study.machine import machine_facts
+from ...study.machine import in_words, machine_facts
 from ...study.records import output_folder
 
 MARKERS = "osD^vPX"
@@ -55,7 +56,7 @@ def origin(*records: Mapping[str, Any]) -> dict[str, str]:
     texts = [
         {
             "model": f"{facts['model']}, T3 in {facts['dtype']}",
-            "machine": facts["machine"] + (f", {facts['cores']} cores" if facts["device"] == "cpu" else ""),
+            "machine": in_words(facts),
             "versions": f"torch {facts['torch']}, transformers {facts['transformers']}",
             "commit": facts["commit"],
             "date": facts["date"],
@@ -77,7 +78,8 @@ def save(figure: Figure, name: str, origin: dict[str, str]) -> Path:
         The path of the PNG.
     """
     line = " | ".join(f"{key}: {value}" for key, value in origin.items())
-    figure.supxlabel(line, fontsize=6, color="0.35", x=0.01, ha="left")
+    small_print = textwrap.fill(line, int(22 * figure.get_figwidth()))  # characters of 6 points in an inch
+    figure.supxlabel(small_print, fontsize=6, color="0.35", x=0.01, ha="left")
     folder = output_folder("figures")
     for kind, metadata in (("svg", {"Description": line, "Date": None}), ("png", {"Description": line})):
         with written_whole(folder / f"{name}.{kind}") as part:
