@@ -6,7 +6,7 @@ They run unpatched, from their own class; what they leave behind on the model is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 import torch
@@ -14,37 +14,27 @@ from chatterbox.models.t3 import t3 as t3_module
 from chatterbox.tts import ChatterboxTTS
 
 from ..engine.clock import Chunks, Measured, StageClock, measured
+from ..engine.request import Request, checked
 from ..engine.settings import BALANCED, StreamSettings
-from ..engine.stream import Call, checked, conditioning
-from ..engine.t3.attention import remove_spies, without_spies
+from ..engine.t3.decode import conditioning
+from ..engine.t3.spies import remove_spies, without_spies
 from ..files import attribute
 from ..voices.head import NEVER
 
 
 def upstream_tokens(
-    tts: ChatterboxTTS,
-    text: str,
-    settings: StreamSettings = BALANCED,
-    *,
-    seed: int | None = None,
-    max_new_tokens: int = 1000,
-    leave_spies: bool = False,
-    **overrides: Any,
+    tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, *, leave_spies: bool = False, **arguments: Any
 ) -> torch.Tensor:
-    """What upstream's own ``T3.inference`` says, int64 (n,), start and stop removed; arguments as `speech_tokens`.
+    """What upstream's own ``T3.inference`` says, int64 (n,), start and stop removed; arguments as for `speech_tokens`.
 
     The seed sets PyTorch's default generator. Upstream leaves a spy on layer 9 with every call; it is removed unless
-    ``leave_spies``. Upstream cannot sample at temperature 0.
+    ``leave_spies``. Upstream cannot sample at temperature 0 (ValueError).
     """
-    settings, text_tokens, seed, max_new_tokens = _call(tts, text, settings, overrides, seed, max_new_tokens)
-    if seed is not None:
-        torch.manual_seed(seed)
-    with _borrowed(tts, settings), attribute(t3_module, "tqdm", _no_bar):
+    request = _checked(tts, text, settings, **arguments)
+    _seed(request)
+    with _borrowed(tts, request.settings), attribute(t3_module, "tqdm", _no_bar):
         try:
-            tokens = tts.t3.inference(
-                t3_cond=tts.conds.t3, text_tokens=text_tokens, max_new_tokens=max_new_tokens,
-                temperature=settings.temperature, cfg_weight=settings.cfg_weight,
-            )[0]  # fmt: skip
+            tokens = tts.t3.inference(**_for_t3(tts, request))[0]
         finally:
             if not leave_spies:
                 remove_spies(tts.t3.tfmr)
@@ -53,45 +43,98 @@ def upstream_tokens(
 
 
 def upstream_steps(
-    tts: ChatterboxTTS,
-    text: str,
-    settings: StreamSettings = BALANCED,
-    *,
-    seed: int | None = None,
-    max_new_tokens: int = 1000,
-    **overrides: Any,
+    tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any
 ) -> Iterator[torch.Tensor]:
-    """The same tokens out of upstream's own streaming loop, one at a time as they are decoded, int64 (1,).
+    """The same tokens from upstream's own streaming loop, one at a time as they are decoded, int64 (1,).
 
-    PyTorch's default generator is theirs meanwhile: who draws from it in between changes what is said.
+    They are sampled from PyTorch's default generator: if you draw from it in between, other tokens follow.
     """
-    settings, text_tokens, seed, max_new_tokens = _call(tts, text, settings, overrides, seed, max_new_tokens)
+    request = _checked(tts, text, settings, **arguments)
 
     @torch.inference_mode()
     def steps() -> Iterator[torch.Tensor]:
-        if seed is not None:
-            torch.manual_seed(seed)
-        with without_spies(tts.t3.tfmr), _borrowed(tts, settings):
-            stream = type(tts).inference_stream(
-                tts, t3_cond=tts.conds.t3, text_tokens=text_tokens, max_new_tokens=max_new_tokens, chunk_size=1,
-                temperature=settings.temperature, cfg_weight=settings.cfg_weight,
-            )  # fmt: skip
-            try:
+        with _alone(tts, request):
+            stream = type(tts).inference_stream(tts, chunk_size=1, **_for_t3(tts, request))
+            with closing(stream):
                 for token in stream:
                     if int(token) not in (tts.t3.hp.start_speech_token, tts.t3.hp.stop_speech_token):
                         yield token[0]
-            finally:
-                stream.close()
-                remove_spies(tts.t3.tfmr)
 
     return steps()
 
 
-def _call(tts: ChatterboxTTS, text: str, settings: StreamSettings, overrides: dict[str, Any], *rest: Any) -> Call:
-    call = checked(tts, text, settings, overrides, *rest)
-    if call[0].temperature == 0:
+def upstream_stream(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> Measured:
+    """Upstream's own ``generate_stream``, on our clock and for as many tokens; arguments as for `generate_stream`.
+
+    The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
+    generator, as a user of upstream would. Its vocoder draws from the same generator between chunks, so from the second
+    chunk on its tokens are others than those of `upstream_tokens`. Where ``max_new_tokens`` ends the speech, upstream
+    loses what does not fill a chunk: take a multiple of ``chunk_size``.
+    """
+    request, clock = _checked(tts, text, settings, **arguments), StageClock(tts.device)
+
+    def chunks() -> Chunks:
+        wanted = {name: getattr(request.settings, name) for name in ("chunk_size", "context_window", "fade_duration")}
+        with _alone(tts, request), _timed(tts, clock, request.max_new_tokens):
+            stream = type(tts).generate_stream(tts, text, print_metrics=False, **wanted, **_for_tts(tts, request))
+            with closing(stream):
+                for audio, _ in stream:
+                    yield audio
+
+    return measured(chunks(), clock, tts.sr)
+
+
+def upstream_whole(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> Measured:
+    """Upstream's own ``generate``, which does not stream, as a stream of one chunk; else as `upstream_stream`."""
+    request, clock = _checked(tts, text, settings, **arguments), StageClock(tts.device)
+
+    def chunks() -> Chunks:
+        with _alone(tts, request), _timed(tts, clock, request.max_new_tokens), attribute(t3_module, "tqdm", _no_bar):
+            yield type(tts).generate(tts, text, **_for_tts(tts, request))
+
+    return measured(chunks(), clock, tts.sr)
+
+
+def _checked(tts: ChatterboxTTS, text: str, settings: StreamSettings, **arguments: Any) -> Request:
+    request = checked(tts, text, settings, **arguments)
+    if request.settings.temperature == 0:
         raise ValueError("temperature=0: upstream divides by it; greedy is ours alone")
-    return call
+    return request
+
+
+def _for_t3(tts: ChatterboxTTS, request: Request) -> dict[str, Any]:
+    """What T3's own generators are given."""
+    return _sampling(request) | {
+        "t3_cond": tts.conds.t3,
+        "text_tokens": request.text_tokens,
+        "max_new_tokens": request.max_new_tokens,
+    }
+
+
+def _for_tts(tts: ChatterboxTTS, request: Request) -> dict[str, Any]:
+    """What the whole model's generators are given; with an exaggeration other than the voice's they make it anew."""
+    return _sampling(request) | {"exaggeration": tts.conds.t3.emotion_adv.item()}
+
+
+def _sampling(request: Request) -> dict[str, Any]:
+    return {"temperature": request.settings.temperature, "cfg_weight": request.settings.cfg_weight}
+
+
+def _seed(request: Request) -> None:
+    """Sets PyTorch's default generator, from which upstream samples."""
+    if request.seed is not None:
+        torch.manual_seed(request.seed)
+
+
+@contextmanager
+def _alone(tts: ChatterboxTTS, request: Request) -> Iterator[None]:
+    """The model as upstream's generators expect it, seeded and without spies; afterwards it is as before."""
+    _seed(request)
+    with without_spies(tts.t3.tfmr), _borrowed(tts, request.settings):
+        try:
+            yield
+        finally:
+            remove_spies(tts.t3.tfmr)
 
 
 @contextmanager
@@ -113,77 +156,6 @@ def _borrowed(tts: ChatterboxTTS, settings: StreamSettings) -> Iterator[None]:
 
 def _no_bar(steps: Iterable[int], **_: Any) -> Iterable[int]:
     return steps
-
-
-def upstream_stream(
-    tts: ChatterboxTTS,
-    text: str,
-    settings: StreamSettings = BALANCED,
-    *,
-    seed: int | None = None,
-    max_new_tokens: int = 1000,
-    **overrides: Any,
-) -> Measured:
-    """Upstream's own ``generate_stream``, on the same clock as ours and for as many tokens; arguments as there.
-
-    The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
-    generator, as a user of upstream would; its vocoder draws from the same generator between chunks, so from the
-    second chunk on its tokens are others than `upstream_tokens` says. Where ``max_new_tokens`` ends the speech,
-    upstream loses what does not fill a chunk: take a multiple of ``chunk_size``.
-    """
-    call = _call(tts, text, settings, overrides, seed, max_new_tokens)
-    clock = StageClock(tts.device)
-    return measured(_upstream_chunks(tts, text, call, clock), clock, tts.sr)
-
-
-def _upstream_chunks(tts: ChatterboxTTS, text: str, call: Call, clock: StageClock) -> Chunks:
-    settings, _, seed, max_new_tokens = call
-    if seed is not None:
-        torch.manual_seed(seed)
-    with without_spies(tts.t3.tfmr), _borrowed(tts, settings), _timed(tts, clock, max_new_tokens):
-        stream = type(tts).generate_stream(
-            tts, text, chunk_size=settings.chunk_size, context_window=settings.context_window,
-            temperature=settings.temperature, cfg_weight=settings.cfg_weight, fade_duration=settings.fade_duration,
-            exaggeration=tts.conds.t3.emotion_adv.item(), print_metrics=False,
-        )  # fmt: skip
-        try:
-            for audio, _ in stream:
-                yield audio
-        finally:
-            stream.close()
-            remove_spies(tts.t3.tfmr)
-
-
-def upstream_whole(
-    tts: ChatterboxTTS,
-    text: str,
-    settings: StreamSettings = BALANCED,
-    *,
-    seed: int | None = None,
-    max_new_tokens: int = 1000,
-    **overrides: Any,
-) -> Measured:
-    """Upstream's own ``generate``, which does not stream, as a stream of one chunk; arguments as `upstream_stream`."""
-    call = _call(tts, text, settings, overrides, seed, max_new_tokens)
-    clock = StageClock(tts.device)
-    return measured(_upstream_audio(tts, text, call, clock), clock, tts.sr)
-
-
-def _upstream_audio(tts: ChatterboxTTS, text: str, call: Call, clock: StageClock) -> Chunks:
-    settings, _, seed, max_new_tokens = call
-    if seed is not None:
-        torch.manual_seed(seed)
-    with (
-        without_spies(tts.t3.tfmr), _borrowed(tts, settings), _timed(tts, clock, max_new_tokens),
-        attribute(t3_module, "tqdm", _no_bar),
-    ):  # fmt: skip
-        try:
-            yield type(tts).generate(
-                tts, text, exaggeration=tts.conds.t3.emotion_adv.item(), cfg_weight=settings.cfg_weight,
-                temperature=settings.temperature,
-            )  # fmt: skip
-        finally:
-            remove_spies(tts.t3.tfmr)
 
 
 @contextmanager
