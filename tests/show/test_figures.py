@@ -213,6 +213,7 @@ def test_the_rungs_of_s3gen_are_drawn_as_they_are() -> None:
     assert [bar.get_width() for bar in ax.patches[:3]] == [26, 14, 4]
     assert [label.get_text() for label in ax.get_yticklabels()] == names
     assert ax.get_xlim()[1] > 26
+    assert len({bar.get_hatch() for bar in ax.patches[:3]}) == 3  # what a listener could notice, without colour
     before, after = figures.chunk_costs(board, ["stock", "each frame once"]).axes
     assert before.lines[0].get_ydata().tolist() == [20, 26]
     assert after.lines[1].get_ydata().tolist() == [2, 2]

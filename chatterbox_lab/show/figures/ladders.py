@@ -18,7 +18,7 @@ from .style import LEGEND, LINES, MARKERS, REAL_TIME, TOKEN_MS, label_bar, legen
 RUNG_STYLES = tuple(zip((RUST, BLUE, AMBER, "0.25", "0.6"), MARKERS, (*LINES, "-"), strict=False))
 """Colour, marker and line of rungs that are drawn as lines, in order."""
 
-SOUND_STYLES = {"same": (PALE, ""), "rounding": (PALE, "///"), "other": (SAND, "")}
+SOUND_STYLES = {"same": (PALE, ""), "rounding": (PALE, ".."), "other": (SAND, "///")}
 """Colour and hatch of S3Gen's rungs by what a listener could notice."""
 _SOUNDS = {"same": "the same sound", "rounding": "other rounding", "other": "another sound"}
 
