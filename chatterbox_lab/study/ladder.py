@@ -89,7 +89,7 @@ def first_use(use: Callable[[], object], device: str) -> Row:
 
     Returns:
         ``first_use_seconds``, by how much longer the first use takes than the second: beyond what uses of other things
-        before it have made already, and the very first pays for the process's own start. ``kept_bytes``, by how much
+        before it have made already; the very first has the process's own start in it. ``kept_bytes``, by how much
         more memory is held afterwards: by the allocator on a GPU, by the process elsewhere.
     """
     clock, before, took = StageClock(device), _held(device), []
@@ -123,7 +123,7 @@ def measure(
     rows: list[Row] = [] if record is None else record.rows
     keep = rows.extend if record is None else record.add
     with quiet():
-        for what, rows_of in parts:
+        for what, rows_of in tqdm(parts, "parts", leave=False):
             keep([dict(facts or {}) | row | what | row for row in rows_of()])
     return pd.DataFrame(rows)
 
