@@ -1,0 +1,190 @@
+"""The first sound in one line: a text spoken, written to a WAV, played while it is made, its speed told."""
+
+from __future__ import annotations
+
+import argparse
+import shutil
+import subprocess
+import sys
+import time
+from contextlib import nullcontext, suppress
+from pathlib import Path
+from queue import SimpleQueue
+from threading import Thread
+
+import numpy as np
+import soundfile
+import torch
+
+from ..engine.clock import Measured, StreamMetrics
+from ..engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings, whole_number
+from ..engine.stream import generate_stream
+from ..engine.warm import warm_up
+from ..files import check_recording, written_whole
+from ..study import command
+from ..study.logs import quiet
+from ..voices.load import load, pick_device
+
+PRESETS = {"baseline": BASELINE, "balanced": BALANCED, "best-rtf": BEST_RTF, "adaptive": ADAPTIVE, "fast": FAST}
+PLAYERS = {
+    "aplay": "aplay -q -t raw -f S16_LE -c 1 -r {rate}",
+    "paplay": "paplay --raw --format=s16le --channels=1 --rate={rate}",
+    "ffplay": "ffplay -loglevel error -nodisp -autoexit -f s16le -ar {rate} -i -",
+    "play": "play -q -t raw -e signed -b 16 -c 1 -r {rate} -",
+    "afplay": "",
+}
+"""Programs that play sound, in the order in which they are looked for, each with the command that plays 16-bit samples
+from its standard input. ``afplay`` (macOS) plays files alone."""
+_TOKENS_PER_SECOND = 25
+_MOST_SECONDS = 40  # 1000 speech tokens, what upstream generates at most
+
+
+class Player:
+    """A program that plays what it is given, in a process of its own; leaving its context ends it.
+
+    Args:
+        command: as in `PLAYERS`.
+        rate: samples a second.
+    """
+
+    def __init__(self, command: str, rate: int) -> None:
+        self.process = subprocess.Popen(command.format(rate=rate).split(), stdin=subprocess.PIPE)
+        self._chunks: SimpleQueue[bytes | None] = SimpleQueue()
+        # A player takes its time: what it has not taken yet waits in a thread of its own, and not the speech.
+        self._feeder = Thread(target=self._feed, daemon=True)
+        self._feeder.start()
+
+    def push(self, audio: torch.Tensor) -> None:
+        """Plays audio (1, samples) after what was pushed before; returns at once."""
+        self._chunks.put(_samples(audio).tobytes())
+
+    def finish(self) -> int:
+        """Waits until all is played; returns the program's exit status."""
+        self._chunks.put(None)
+        self._feeder.join()
+        return self.process.wait()
+
+    def _feed(self) -> None:
+        with suppress(BrokenPipeError), self.process.stdin as pipe:  # a program that has ended says why by its status
+            while (chunk := self._chunks.get()) is not None:
+                pipe.write(chunk)
+                pipe.flush()
+
+    def __enter__(self) -> Player:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self.process.kill()
+        self.finish()
+
+
+def find_player() -> str:
+    """The first program of `PLAYERS` that is here. Raises ValueError naming them where there is none."""
+    found = next(filter(shutil.which, PLAYERS), None)
+    if found is None:
+        raise ValueError(f"--play: needs one of {', '.join(PLAYERS)}, and none of them is installed")
+    return found
+
+
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chatterbox-lab speak``."""
+    parser.add_argument("text", help="what is said; - reads it from the standard input")
+    parser.add_argument("-o", "--output", type=Path, metavar="X", help="WAV to write (default: speech.wav)")
+    parser.add_argument("--play", action="store_true", help=f"play it with {', '.join(PLAYERS)}, whichever is there")
+    parser.add_argument("--stream", action="store_true", help="tell each chunk, and play it, as soon as it is made")
+    command.add_model(parser, "lab")
+    command.add_device(parser)
+    parser.add_argument("--preset", choices=PRESETS, default="balanced", help="%(choices)s (default: %(default)s)")
+    parser.add_argument("--chunk-size", type=int, metavar="X", help="speech tokens a chunk, 25 are a second")
+    parser.add_argument("--seed", type=int, metavar="X", default=0, help="another seed, another reading (default: 0)")
+    parser.add_argument(
+        "--reference", type=Path, metavar="X", help="a recording whose voice is taken, if the model can"
+    )
+    most = f"speech ends there at the latest (default: {_MOST_SECONDS})"
+    parser.add_argument("--most", type=float, metavar="SECONDS", default=_MOST_SECONDS, help=most)
+
+
+def run(options: argparse.Namespace) -> int:
+    """Speaks a text as the options say; returns 1 where the model said nothing, or the player failed."""
+    text = sys.stdin.read() if options.text == "-" else options.text
+    settings, path, limit = _checked(text, options)
+    program = find_player() if options.play else None
+    device = pick_device(options.device)
+    with quiet():
+        start = time.perf_counter()
+        tts = load(options.model, device=device)
+        if options.reference is not None:
+            tts.prepare_conditionals(options.reference, exaggeration=settings.exaggeration)
+        loaded, warmed = time.perf_counter() - start, warm_up(tts, settings)
+        stream = generate_stream(tts, text, settings, seed=options.seed, max_new_tokens=limit)
+        with Player(PLAYERS[program], tts.sr) if program and PLAYERS[program] else nullcontext() as player:
+            chunks, metrics = _chunks(stream, tts.sr, player, options.stream)
+            if not chunks:
+                print("The model said nothing.")
+                return 1
+            _write(path, torch.cat(chunks, dim=1), tts.sr)
+            print(_told(metrics, path, limit) + f"Once a process: {loaded:.1f} s to load, {warmed:.1f} s to warm up.")
+            status = player.finish() if player else 0
+    if program == "afplay":
+        status = subprocess.run([program, str(path)]).returncode
+    if status:
+        print(f"--play: {program} ended with status {status}; is there a sound device?", file=sys.stderr)
+    return int(status != 0)
+
+
+def _chunks(
+    stream: Measured, rate: int, player: Player | None, live: bool
+) -> tuple[list[torch.Tensor], StreamMetrics | None]:
+    """All chunks and the last metrics of a stream; ``live`` tells each chunk, and plays it, as soon as it is made."""
+    chunks, metrics = [], None
+    for audio, metrics in stream:
+        chunks.append(audio)
+        if live:
+            seconds = audio.shape[1] / rate
+            arrived = metrics.total_generation_time
+            print(f"chunk {len(chunks)} after {arrived:.2f} s: {seconds:.2f} s of speech", flush=True)
+        if live and player:
+            player.push(audio)
+    if player and chunks and not live:
+        player.push(torch.cat(chunks, dim=1))
+    return chunks, metrics
+
+
+def _samples(audio: torch.Tensor) -> np.ndarray:
+    """Audio (1, samples) as 16-bit samples, int16 (samples,)."""
+    return (audio[0].clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
+
+
+def _write(path: Path, audio: torch.Tensor, rate: int) -> None:
+    with written_whole(path) as part:
+        soundfile.write(part, _samples(audio), rate)
+
+
+def _told(metrics: StreamMetrics, path: Path, limit: int) -> str:
+    """What was made, and how fast."""
+    cut = " It ends at --most." if metrics.tokens >= limit else ""
+    pace = "faster" if metrics.rtf < 1 else "slower"
+    return (
+        f"{path}: {metrics.total_audio_duration:.2f} s of speech.{cut}\n"
+        f"First chunk after {metrics.latency_to_first_chunk:.2f} s, RTF {metrics.rtf:.2f}: {pace} than real time.\n"
+    )
+
+
+def _checked(text: str, options: argparse.Namespace) -> tuple[StreamSettings, Path, int]:
+    """Settings, the file to write and the most tokens. Raises ValueError before a model is loaded."""
+    if not text.strip():
+        raise ValueError(f"text={text!r}: must be a string with something to say")
+    settings = PRESETS[options.preset]
+    if options.chunk_size is not None:
+        settings = settings.replace(chunk_size=options.chunk_size)
+    whole_number("seed", options.seed, 0, 2**63 - 1)
+    if not 1 / _TOKENS_PER_SECOND <= options.most <= _MOST_SECONDS:
+        raise ValueError(f"most={options.most:g}: must be 0.04 to {_MOST_SECONDS} seconds")
+    path = options.output or Path("speech.wav")
+    if path.suffix.lower() != ".wav":
+        raise ValueError(f"output={str(path)!r}: must end in .wav")
+    if not path.parent.is_dir():
+        raise ValueError(f"output={str(path)!r}: there is no folder {str(path.parent)!r}")
+    if options.reference is not None:
+        check_recording(options.reference)
+    return settings, path, round(options.most * _TOKENS_PER_SECOND)
