@@ -10,8 +10,8 @@ import pandas as pd
 
 from chatterbox_lab.files import REPOSITORY, written_whole
 from chatterbox_lab.show import figures
-from chatterbox_lab.show.figures import result
 from chatterbox_lab.study import s3gen_ladder, streams, t3_ladder
+from chatterbox_lab.study.machine import in_words
 from chatterbox_lab.study.records import load_results, recorded
 
 README = REPOSITORY / "README.md"
@@ -56,10 +56,10 @@ def result_table() -> str:
 def _measured_on() -> str:
     runs = [load_results(name) for name, _ in RESULTS.values()]
     rounds = " and ".join(str(table[table["state"] == "warm"]["round"].nunique()) for table in runs)
-    lines = {f"{row.machine} with {row.cores} cores, torch {row.torch}" for row in (table.iloc[0] for table in runs)}
+    machines = dict.fromkeys(f"{in_words(row)}, torch {row['torch']}" for row in (table.iloc[0] for table in runs))
     return (
         f"Medians of {rounds} rounds, in which the streams take turns, of "
-        f"{runs[0]['total_audio_duration'].iloc[0]:.0f} seconds of speech each, on {', '.join(sorted(lines))}."
+        f"{runs[0]['total_audio_duration'].iloc[0]:.0f} seconds of speech each, on {' / '.join(machines)}."
     )
 
 
@@ -116,7 +116,7 @@ def draw() -> Path:
     """Draws the title figure from the records, into the folder of figures; returns the path of the PNG."""
     figures.set_style()
     origin = figures.origin(*(load_results(name).iloc[0].to_dict() for name, _ in RESULTS.values()))
-    return figures.save(result.stream_bars(boards()), FIGURE, origin)
+    return figures.save(figures.stream_bars(boards()), FIGURE, origin)
 
 
 def main() -> None:

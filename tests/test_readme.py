@@ -170,7 +170,7 @@ def test_the_result_compares_upstream_and_ours_in_the_same_rounds() -> None:
         assert board.index[0] == "upstream"
         assert len(board) >= 2
         assert board["faster"].iloc[0] == "1.0x"
-        assert set(board["sound"]) <= set(result.SOUND_STYLES)
+        assert set(board["sound"]) <= set(result.STREAM_STYLES)
 
 
 def test_the_title_figure_shows_the_recorded_numbers() -> None:
