@@ -1,31 +1,19 @@
-"""Chatterbox Lab: why streaming Chatterbox TTS is slower than it should be, and how fast it can honestly be."""
+"""Chatterbox Lab: why streaming Chatterbox TTS is slower than it should be, and how fast it can honestly be made."""
 
-import os
-import sys
-import warnings
 from importlib import import_module
-from importlib.util import find_spec
-from types import ModuleType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-# Warnings of the pinned stack that are not this repository's subject; each is filtered by its own text.
-for _text in (
-    r"pkg_resources is deprecated",  # librosa 0.10, perth
-    r"Deprecated call to `pkg_resources",
-    r"`torch.backends.cuda.sdp_kernel\(\)` is deprecated",  # T3's Perceiver, on every call
-    r"`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
-):
-    warnings.filterwarnings("ignore", message=_text)
-
-os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
-
-if find_spec("perth") is None:
-    # Upstream imports its watermarker unasked. None is what perth itself offers when a part of it is missing.
-    sys.modules["perth"] = ModuleType("perth", "Stands in for resemble-perth, which is not installed.")
-    sys.modules["perth"].PerthImplicitWatermarker = None
-
-from .engine.schedule import Costs  # noqa: E402
-from .engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings  # noqa: E402
+if TYPE_CHECKING:  # for editors; each is imported at its first use, because the stack below takes seconds
+    from .engine.clock import StreamMetrics
+    from .engine.patch import patch
+    from .engine.schedule import Costs
+    from .engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings
+    from .engine.stream import generate, generate_stream, speech_tokens
+    from .engine.warm import warm_up
+    from .study.costs import recommend
+    from .study.machine import tune_torch
+    from .study.upstream import upstream_stream, upstream_tokens
+    from .voices.load import load
 
 __version__ = "0.1.0"
 __all__ = [
@@ -49,19 +37,19 @@ __all__ = [
     "warm_up",
 ]
 
-# Imported on first use: the stack below them takes seconds, and settings and --help need none of it.
-_LAZY = {
+_LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "StreamSettings"), "engine.settings") | {
+    "Costs": "engine.schedule",
     "StreamMetrics": "engine.clock",
-    "tune_torch": "study.machine",
-    "load": "voices.load",
     "generate": "engine.stream",
     "generate_stream": "engine.stream",
-    "patch": "engine.stream",
+    "load": "voices.load",
+    "patch": "engine.patch",
     "recommend": "study.costs",
     "speech_tokens": "engine.stream",
-    "warm_up": "engine.stream",
+    "tune_torch": "study.machine",
     "upstream_stream": "study.upstream",
     "upstream_tokens": "study.upstream",
+    "warm_up": "engine.warm",
 }
 
 

@@ -1,4 +1,4 @@
-"""Clocks that synchronise the device, the metrics of a stream, memory, and PyTorch's speed flags."""
+"""Clocks that synchronise the device, and what a stream has cost so far."""
 
 from __future__ import annotations
 

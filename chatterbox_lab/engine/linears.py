@@ -6,21 +6,18 @@ call, ``F.linear``, is made for many rows and reaches a quarter of a CPU's memor
 
 from __future__ import annotations
 
-import sys
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from typing import Any
-from weakref import WeakKeyDictionary
+from collections.abc import Callable, Sequence
 
 import torch
 import torch.nn.functional as F
 
-from ..files import attribute
+from .kept import kept
+from .t3.spies import is_spy
 
-Rows = Callable[[torch.Tensor], torch.Tensor]
-_FEW = 4
+Product = Callable[[torch.Tensor], torch.Tensor]
+"""A weight's product with rows."""
+FEW = 4
 """Rows up to which a product is bound by reading the weights; more go to ``F.linear``."""
-_kept: WeakKeyDictionary[torch.nn.Module, tuple[tuple, dict[Any, Any]]] = WeakKeyDictionary()
 
 
 class Stacked:
@@ -38,7 +35,7 @@ class Stacked:
     def __call__(self, states: torch.Tensor) -> torch.Tensor:
         """States (B, T, in) times every weight: (B, T, sum of out), in the states' dtype."""
         rows = states.flatten(0, 1)
-        found = self._few(rows) if len(rows) <= _FEW else _many(self.weights, rows)
+        found = self._few(rows) if len(rows) <= FEW else _many(self.weights, rows)
         return found.unflatten(0, states.shape[:2])
 
 
@@ -47,14 +44,7 @@ def _many(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tensor:
     return found[0] if len(found) == 1 else torch.cat(found, dim=1)
 
 
-@contextmanager
-def plain_products() -> Iterator[None]:
-    """Leaves all products to ``F.linear`` meanwhile, to see what is owed to the others."""
-    with attribute(sys.modules[__name__], "_FEW", 0):
-        yield
-
-
-def _loaded(weights: Sequence[torch.Tensor]) -> Rows:
+def _loaded(weights: Sequence[torch.Tensor]) -> Product:
     """The product that this device and dtype does fastest with the weights' own values."""
     like = weights[0]
     if like.device.type == "cuda":  # one launch instead of several; the copy is read, the original is not
@@ -76,21 +66,21 @@ def _columns(weights: Sequence[torch.Tensor], rows: torch.Tensor) -> torch.Tenso
     return found.t().contiguous()
 
 
-def _reordered(weight: torch.Tensor) -> Rows:
+def _reordered(weight: torch.Tensor) -> Product:
     """oneDNN's own layout for few rows, as ``torch.compile`` gives frozen weights; a copy of the weights.
 
     Two rows are given twice: oneDNN's kernel for four reads the weights faster, and every row's result is the same.
     """
-    packed = torch.ops.mkldnn._reorder_linear_weight(weight, _FEW)
+    packed = torch.ops.mkldnn._reorder_linear_weight(weight, FEW)
 
     def product(rows: torch.Tensor) -> torch.Tensor:
-        given = rows.repeat(_FEW // len(rows), 1) if _FEW % len(rows) == 0 else rows
+        given = rows.repeat(FEW // len(rows), 1) if FEW % len(rows) == 0 else rows
         return torch.ops.mkldnn._linear_pointwise(given, packed, None, "none", [], "")[: len(rows)]
 
     return product
 
 
-def _int8(weights: Sequence[torch.Tensor]) -> Rows:
+def _int8(weights: Sequence[torch.Tensor]) -> Product:
     """PyTorch's dynamic quantisation: int8 weights scaled by output channel, inputs to 8 bits scaled anew each time."""
     weight = torch.cat([weight.float() for weight in weights])
     scale = weight.abs().amax(1).clamp_min(1e-12) / 127
@@ -103,7 +93,7 @@ def _int8(weights: Sequence[torch.Tensor]) -> Rows:
     return lambda rows: torch.ops.quantized.linear_dynamic(rows.float(), packed, True).to(rows.dtype)
 
 
-def affine(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, gelu: bool = False) -> Rows:
+def affine(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, gelu: bool = False) -> Product:
     """``x W^T + b`` of many rows for states (..., in) of any dtype, which are taken, and come back, as ``dtype``.
 
     Args:
@@ -122,6 +112,11 @@ def affine(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, 
     return lambda states: F.linear(states.to(dtype), weight, bias)
 
 
+def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the device has products of this dtype, and does not emulate them."""
+    return device.type != "cpu" or _onednn(dtype)
+
+
 def _onednn(dtype: torch.dtype) -> bool:
     """Whether PyTorch's oneDNN multiplies this dtype here."""
     if not torch.backends.mkldnn.is_available():
@@ -129,7 +124,7 @@ def _onednn(dtype: torch.dtype) -> bool:
     return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
-def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
+def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Product:
     """The speech head's product for hidden states (B, T, C), made as `Stacked` and kept with the head.
 
     A head may be a Linear that does something to its logits afterwards, in a method ``reachable``.
@@ -141,22 +136,22 @@ def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Rows:
     return product if reachable is None else lambda hidden: reachable(product(hidden))
 
 
-def kept(module: torch.nn.Module, key: Any, make: Callable[[], Any]) -> Any:
-    """What ``make`` returns, kept with the module until that is gone or its weights are others.
+def is_plain(t3: torch.nn.Module) -> bool:
+    """Whether T3's layers and head can be run by other operations: plain linear ones, which nothing hooks into.
 
-    Weights that are changed in place behind PyTorch's back, through ``.data``, go unnoticed.
+    What upstream's analyzer leaves behind does not count.
     """
-    state = tuple(
-        (weight.data_ptr(), weight.dtype, 0 if weight.is_inference() else weight._version)
-        for weight in module.parameters()
-    )
-    before, found = _kept.get(module, (None, {}))
-    if before != state:
-        found = {}
-        _kept[module] = state, found
-    if key not in found:
-        found[key] = make()
-    return found[key]
+    head = t3.speech_head
+    linears = [part for layer in t3.tfmr.layers for parts in _parts(layer) for part in parts]
+    right = all(type(part) is torch.nn.Linear for part in linears)
+    right = right and (type(head) is torch.nn.Linear or hasattr(head, "reachable"))
+    return right and not any(map(_is_hooked, (head, *t3.tfmr.modules())))
+
+
+def _is_hooked(module: torch.nn.Module) -> bool:
+    found = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
+    found += [module.__dict__["forward"]] if "forward" in module.__dict__ else []
+    return not all(map(is_spy, found))
 
 
 def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
@@ -175,13 +170,7 @@ def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Sta
     def make() -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:
         found = []
         for layer in tfmr.layers:
-            attention, mlp = layer.self_attn, layer.mlp
-            together = (
-                (attention.q_proj, attention.k_proj, attention.v_proj),
-                (attention.o_proj,),
-                (mlp.gate_proj, mlp.up_proj),
-                (mlp.down_proj,),
-            )
+            together = _parts(layer)
             for part in (part for parts in together for part in parts):
                 if type(part) is not torch.nn.Linear or part.bias is not None:
                     raise ValueError(f"T3 has a {type(part).__name__} where a plain Linear was: use backend='hf'")
@@ -190,3 +179,14 @@ def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Sta
 
     with torch.inference_mode():
         return kept(tfmr, kind, make)
+
+
+def _parts(layer: torch.nn.Module) -> tuple[tuple[torch.nn.Module, ...], ...]:
+    """A layer's linear parts, those together that take the same input."""
+    attention, mlp = layer.self_attn, layer.mlp
+    return (
+        (attention.q_proj, attention.k_proj, attention.v_proj),
+        (attention.o_proj,),
+        (mlp.gate_proj, mlp.up_proj),
+        (mlp.down_proj,),
+    )

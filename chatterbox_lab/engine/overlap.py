@@ -1,31 +1,20 @@
-"""Stages of a stream at work at the same time, each in a thread of its own and a bounded amount ahead of the next."""
+"""Stages of a stream at work at the same time, each in a thread of its own, a bounded number of items ahead."""
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager, suppress
-from dataclasses import dataclass
-from queue import Empty, Full, Queue
-from threading import Event, Thread, current_thread
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
+from threading import Event, current_thread
 from typing import Any
 
 import torch
 
-_PATIENCE = 0.05
-"""Seconds after which a waiting stage looks whether it is still wanted."""
+from .clock import Chunks, StageClock, synchronize
 
 Source = Callable[[Event], Generator[Any, None, None]]
-
-
-class _HaltedError(Exception):
-    """Ends a stage that nobody waits for any more."""
-
-
-@dataclass
-class _End:
-    """The last item of a queue; with the error that was its reason, if any."""
-
-    error: BaseException | None = None
+_END = object()
 
 
 def pipelined(
@@ -40,75 +29,43 @@ def pipelined(
         source: makes a generator, run and closed in a thread of its own. It is given an event that is set when no more
             items are wanted, to look at within long work.
         *stages: what is done to each item, one after the other, each in its thread.
-        inside: a context for each thread, by number; the source is 0.
-        ahead: finished items that may wait before each stage.
+        inside: a context for the work of each thread, by number; the source is 0.
+        ahead: finished items that may wait to be taken, while every thread works on one more.
     """
-    halted = Event()
-    queues: list[Queue] = [Queue(ahead) for _ in range(len(stages) + 1)]
+    halted, workers = Event(), {}
+    items = source(halted)
+    contexts = [ExitStack() for _ in range(len(stages) + 1)]
 
-    def work(number: int) -> None:
-        end = _End()
-        try:
-            with inside(number):
-                if number == 0:
-                    with closing(source(halted)) as items:
-                        for item in items:
-                            _put(queues[0], item, halted)
-                else:
-                    for item in _items(queues[number - 1], halted):
-                        _put(queues[number], stages[number - 1](item), halted)
-        except _HaltedError:
-            return
-        except BaseException as error:
-            end.error = error
-        with suppress(_HaltedError):
-            _put(queues[number], end, halted)
+    def enter(number: int) -> None:
+        workers[current_thread()] = pools  # held by every thread, else a garbage collection would end it too early
+        contexts[number].enter_context(inside(number))
+        if number == 0:
+            contexts[0].callback(items.close)  # in the thread that ran it
 
-    threads = [Thread(target=work, args=(n,), name=f"chatterbox_lab-{n}", daemon=True) for n in range(len(queues))]
+    pools = [ThreadPoolExecutor(1, f"chatterbox_lab-{n}", enter, (n,)) for n in range(len(contexts))]
+
+    def begun() -> Future:
+        made = pools[0].submit(lambda: _END if halted.is_set() else next(items, _END))
+        for pool, stage in zip(pools[1:], stages, strict=True):
+            made = pool.submit(_done, stage, made)
+        return made
+
+    waiting = deque(begun() for _ in range(len(pools) + ahead))
     try:
-        for thread in threads:
-            thread.start()
-        yield from _items(queues[-1], halted)
+        while (item := waiting.popleft().result()) is not _END:
+            waiting.append(begun())
+            yield item
     finally:
         halted.set()
-        if current_thread() not in threads:  # a forgotten generator may be collected in a thread of its own
-            for thread in threads:
-                if thread.ident is not None:
-                    thread.join()
+        for pool, context in zip(pools, contexts, strict=True):
+            pool.submit(context.close)
+            # A forgotten generator may be collected in a thread of its own, which cannot wait for itself.
+            pool.shutdown(wait=current_thread() not in workers)
 
 
-def _items(queue: Queue, halted: Event) -> Iterator[Any]:
-    while True:
-        try:
-            item = queue.get(timeout=_PATIENCE)
-        except Empty:
-            if halted.is_set():
-                raise _HaltedError from None
-            continue
-        if not isinstance(item, _End):
-            yield item
-        elif item.error is None:
-            return
-        else:
-            raise item.error
-
-
-def _put(queue: Queue, item: Any, halted: Event) -> None:
-    while not halted.is_set():
-        try:
-            return queue.put(item, timeout=_PATIENCE)
-        except Full:
-            continue
-    raise _HaltedError
-
-
-def in_turn(source: Source, *stages: Callable[[Any], Any]) -> Generator[Any, None, None]:
-    """The same items as from `pipelined`, each through all stages before the next one is begun."""
-    with closing(source(Event())) as items:
-        for item in items:
-            for stage in stages:
-                item = stage(item)
-            yield item
+def _done(stage: Callable[[Any], Any], before: Future) -> Any:
+    item = before.result()
+    return item if item is _END else stage(item)
 
 
 @contextmanager
@@ -128,3 +85,34 @@ def own_share(device: torch.device, threads: int, otherwise: int) -> Iterator[No
         yield
     finally:
         torch.set_num_threads(otherwise)
+
+
+def overlapped(
+    source: Source,
+    rendered: Callable[[torch.Tensor, bool], torch.Tensor],
+    marked: Callable[[torch.Tensor], torch.Tensor],
+    clock: StageClock,
+) -> Chunks:
+    """The audio of a stream's chunks, with T3, S3Gen and the watermark at work on three chunks at once.
+
+    Args:
+        source: gives new tokens (n,) of each chunk, and whether it is the last.
+        rendered: audio (1, samples) of such a chunk.
+        marked: the same audio with its watermark.
+        clock: of the stream; counts tokens when they are heard.
+    """
+    device, threads = torch.device(clock.device), torch.get_num_threads()
+    half = max(1, threads // 2)  # of a CPU's cores for T3, the same for S3Gen; the watermark gets one
+    shares = half, half, 1
+    synchronize(device)  # what the stages share is there
+    made = pipelined(
+        source,
+        lambda chunk: (len(chunk[0]), rendered(*chunk)),
+        lambda made: (made[0], marked(made[1])),
+        inside=lambda number: own_share(device, shares[number], threads),
+    )
+    with closing(made):
+        for count, audio in made:
+            clock.calls["token"] += count
+            if audio.shape[1]:
+                yield audio

@@ -7,8 +7,13 @@ the voice prompt, the context and the new tokens, so a chunk costs ``a + b * (pr
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, fields, replace
+from itertools import repeat
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .settings import StreamSettings
 
 TOKEN_SECONDS = 0.04
 """Speech in one token: S3Gen's tokens come at 25 Hz."""
@@ -90,16 +95,22 @@ UNMEASURED = Costs()
 """A machine nobody has measured: the next chunk may always be about twice as large."""
 
 
-def growing(costs: Costs, first: int, most: int, context_window: int, fade: float = 0.0) -> Iterator[int]:
-    """Chunk sizes in tokens without end: the first as given, each next as large as the play-out buffer allows.
+def fixed(settings: StreamSettings) -> Iterator[int]:
+    """Chunk sizes in tokens without end: always ``chunk_size``."""
+    return repeat(settings.chunk_size)
+
+
+def growing(settings: StreamSettings) -> Iterator[int]:
+    """Chunk sizes in tokens without end: ``chunk_size`` first, each next as large as the play-out buffer allows.
 
     The buffer is what the listener has still to hear when a chunk arrives, by the cost model and its error: the next
-    chunk may take as long as that. A chunk is never smaller than the first, also where the listener has to wait for
-    it, nor larger than ``most``. The sizes depend on the arguments alone, so a stream can be repeated.
+    chunk may take as long as that. A chunk is never smaller than the first, even where the listener has to wait for
+    it, nor larger than ``max_chunk_size``. The sizes depend on the settings alone, so a stream can be repeated.
     """
-    slow = costs.slower(1 + costs.error)
+    first, most, context_window = settings.chunk_size, settings.max_chunk_size, settings.context
+    slow = settings.costs.slower(1 + settings.costs.error)
     each = slow.token + slow.window_token
-    size, said, buffer = first, 0, -fade
+    size, said, buffer = first, 0, -settings.fade
     while True:
         yield size
         said += size
@@ -109,3 +120,7 @@ def growing(costs: Costs, first: int, most: int, context_window: int, fade: floa
         fitting = math.floor(room / each + 1e-9) if each else most
         size = min(most, max(first, fitting))
         buffer = max(0.0, buffer - slow.chunk_seconds(size, before))
+
+
+SCHEDULES: dict[str, Callable[[StreamSettings], Iterator[int]]] = {"fixed": fixed, "grow": growing}
+"""By name: the sizes of a stream's chunks, in tokens and without end; none above ``StreamSettings.largest_chunk``."""

@@ -3,27 +3,21 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, fields, replace
-from itertools import repeat
 from operator import index
 from typing import Any
 
-from .schedule import TOKEN_SECONDS, UNMEASURED, Costs, growing
+from .schedule import SCHEDULES, TOKEN_SECONDS, UNMEASURED, Costs
+from .t3.backends import ANALYZERS, AUTO, BACKENDS
 
-ANALYZERS = ("stock", "layer", "off", "probe")
-BACKENDS = ("hf", "static", "compile", "graph")
 WEIGHTS = ("loaded", "int8")
-SCHEDULES = ("fixed", "grow")
-FLOWS = ("window", "continue", "cached")
-FLOW_DTYPES = ("float32", "bfloat16")
-READ_BESIDE = ("off", "probe")
-"""The analyzer modes that need no attention maps, and so work with every backend."""
+FLOWS = ("window", "cached")
+FLOW_DTYPES = ("auto", "float32", "bfloat16")
 
-_CHOICES = {"analyzer": ANALYZERS, "backend": BACKENDS, "weights": WEIGHTS, "schedule": SCHEDULES}
-_CHOICES |= {"flow": FLOWS, "flow_dtype": FLOW_DTYPES}
+_CHOICES = {"analyzer": ANALYZERS, "weights": WEIGHTS, "flow": FLOWS, "flow_dtype": FLOW_DTYPES}
 _COUNTS = {"chunk_size": 1, "context_window": 0, "max_chunk_size": 1}
-_COUNTS |= {"flow_steps": 1, "guided_steps": 0, "prompt_tokens": 0}
+_COUNTS |= {"flow_steps": 1, "prompt_tokens": 0}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
 _MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
 _COLDEST = 1e-3  # below it logits over temperature leave the range of float16
@@ -49,21 +43,21 @@ class StreamSettings:
         backend: what runs T3. ``"hf"``: the transformers model, with a cache that grows. ``"static"``: the same weights
             by plain operations, with a cache that is there from the start. ``"compile"``: these compiled by PyTorch,
             which takes half a minute once. ``"graph"``: these captured as CUDA graphs. All but the first take the
-            analyzers ``"off"`` and ``"probe"``.
+            analyzers ``"off"`` and ``"probe"``. ``"auto"``: the fastest that says upstream's tokens on the model's
+            device: ``"static"``, or ``"hf"`` where the analyzer needs attention maps or T3's layers are hooked into.
         weights: of T3's decode steps: ``"loaded"`` as the model has them, ``"int8"`` rounded to 8 bits (backend
             ``"static"`` on a CPU; kept beside the model's own, with which the prefill goes on; other tokens).
-        schedule: how chunk sizes follow one another. ``"fixed"`` repeats ``chunk_size``. ``"grow"`` begins with it, and
-            makes each next chunk as large as the listener's buffer allows, by ``costs`` and not by the clock, so that
-            a stream can be repeated.
+        schedule: how chunk sizes follow one another (`schedule.SCHEDULES`). ``"fixed"`` repeats ``chunk_size``.
+            ``"grow"`` begins with it, and makes each next chunk as large as the listener's buffer allows, by ``costs``
+            and not by the clock, so that a stream can be repeated.
         max_chunk_size: the most tokens of a chunk that has grown, at least ``chunk_size``.
         costs: what the machine takes for a token and a chunk, for ``"grow"``; `recommend` measures it.
         flow: what S3Gen's flow does about the past. ``"window"``: makes the mel of the context again with the chunk, as
-            upstream. ``"continue"``: the same window, but the context's mel is the one already made, given as a
-            condition like the voice prompt's. ``"cached"``: each frame is computed once; the past, which does not see
-            what follows, is remembered as keys and values (other sound).
-        flow_dtype: of the flow's products, ``"float32"`` or ``"bfloat16"`` (other rounding).
+            upstream. ``"cached"``: computes each frame once; the past, which does not see what follows, is remembered
+            as keys and values (other sound).
+        flow_dtype: of the flow's products: ``"float32"``, ``"bfloat16"`` (other rounding), or ``"auto"``: bfloat16
+            where the device multiplies it, float32 on a CPU that emulates it, where bfloat16 is several times slower.
         flow_steps: Euler steps from noise to mel, at least 1; upstream takes 10 (fewer: other sound).
-        guided_steps: of these, how many from the first on are guided (CFG, twice the work); at least 0.
         prompt_tokens: the most tokens of the voice prompt that the flow is given, its last ones; at least 0. The
             released voice has 250, ten seconds, which are part of every window.
         overlap: lets T3 decode the next chunk while S3Gen renders this one and the watermark runs on the one before,
@@ -84,7 +78,7 @@ class StreamSettings:
     fade_duration: float = 0.02
     analyzer: str = "off"
     guard: bool = False
-    backend: str = "hf"
+    backend: str = AUTO
     weights: str = "loaded"
     schedule: str = "fixed"
     max_chunk_size: int = 250
@@ -92,7 +86,6 @@ class StreamSettings:
     flow: str = "window"
     flow_dtype: str = "float32"
     flow_steps: int = 10
-    guided_steps: int = 10
     prompt_tokens: int = 250
     overlap: bool = False
     ignore_eos: bool = False
@@ -104,25 +97,31 @@ class StreamSettings:
             object.__setattr__(self, name, _amount(name, getattr(self, name)))
         if 0 < self.temperature < _COLDEST:
             raise ValueError(f"temperature={self.temperature!r}: must be 0 (greedy) or at least {_COLDEST}")
-        for name, allowed in _CHOICES.items():
+        for name, allowed in (_CHOICES | {"backend": (AUTO, *BACKENDS), "schedule": tuple(SCHEDULES)}).items():
             if getattr(self, name) not in allowed:
-                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {', '.join(map(repr, allowed))}")
+                raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {_words(allowed)}")
         for name in _FLAGS:
             if not isinstance(getattr(self, name), bool):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
-        if self.backend != "hf" and self.analyzer not in READ_BESIDE:
-            raise ValueError(
-                f"analyzer={self.analyzer!r} with backend={self.backend!r}: only 'hf' returns attention maps, "
-                f"choose one of {', '.join(map(repr, READ_BESIDE))}"
-            )
-        if self.weights != "loaded" and self.backend != "static":
-            raise ValueError(f"weights={self.weights!r} with backend={self.backend!r}: only 'static' has other weights")
+        self._check_backend()
         if not isinstance(self.costs, Costs):
             raise ValueError(f"costs={self.costs!r}: must be a Costs, such as advice.calibrate measures")
-        if self.schedule == "grow" and self.max_chunk_size < self.chunk_size:
+        if self.schedule != "fixed" and self.max_chunk_size < self.chunk_size:
             raise ValueError(f"max_chunk_size={self.max_chunk_size!r}: must be at least chunk_size={self.chunk_size}")
         if self.guard and self.analyzer == "off":
             raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
+
+    def _check_backend(self) -> None:
+        rows = list(BACKENDS.values()) if self.backend == AUTO else [BACKENDS[self.backend]]
+        asked = f"backend={self.backend!r}"
+        for name, offered in (("weights", "weights"), ("analyzer", "analyzers")):
+            value, allowed = getattr(self, name), dict.fromkeys(v for row in rows for v in getattr(row, offered))
+            if value not in allowed:
+                having = [other for other, row in BACKENDS.items() if value in getattr(row, offered)]
+                words = f"only {_words(having)} can; choose one of {_words(allowed)}"
+                raise ValueError(f"{name}={value!r} with {asked}: {words}")
+            rows = [row for row in rows if value in getattr(row, offered)]
+            asked += f" and {name}={value!r}"
 
     @property
     def fade(self) -> float:
@@ -141,9 +140,7 @@ class StreamSettings:
 
     def chunk_sizes(self) -> Iterator[int]:
         """New tokens of each chunk in turn, without end; the last chunk of an utterance has what is left."""
-        if self.schedule == "fixed":
-            return repeat(self.chunk_size)
-        return growing(self.costs, self.chunk_size, self.max_chunk_size, self.context, self.fade)
+        return SCHEDULES[self.schedule](self)
 
     def replace(self, **overrides: Any) -> StreamSettings:
         """A copy with some fields changed and checked again. Raises ValueError for a name that is no field."""
@@ -166,6 +163,10 @@ def whole_number(name: str, value: Any, least: int, most: int | None = None) -> 
     return number
 
 
+def _words(names: Iterable[str]) -> str:
+    return ", ".join(map(repr, names))
+
+
 def _amount(name: str, value: Any) -> float:
     try:
         number = float(value)
@@ -185,6 +186,6 @@ BEST_RTF = StreamSettings(chunk_size=75, context_window=150)
 ADAPTIVE = StreamSettings(chunk_size=25, context_window=50, schedule="grow")
 """An early first chunk, and then ever larger ones; `advice.recommend` fits it to a machine."""
 FAST = StreamSettings(
-    chunk_size=50, context_window=50, flow="cached", flow_dtype="bfloat16", flow_steps=5, prompt_tokens=75
+    chunk_size=50, context_window=50, flow="cached", flow_dtype="auto", flow_steps=5, prompt_tokens=75
 )
-"""S3Gen at its cheapest, and with another sound: each frame once, half the Euler steps, three seconds of the voice."""
+"""S3Gen at its cheapest, with another sound: each frame once, half the Euler steps, 3 s of the voice prompt."""

@@ -1,1 +1,3 @@
 """What is seen and heard."""
+
+from .. import released as released

@@ -1,1 +1,3 @@
 """Instruments: what is measured, and what follows from it."""
+
+from .. import released as released

@@ -7,3 +7,5 @@ The teacher is flite's voice ``rms``, whose speech and phone times are a functio
 can be what Chatterbox's are meant to be, supervised and phonetic: a token says which phones its two frames belong
 to and how high the voice is (`tokens`). T3 learns to write them from text, the flow to draw a mel from them.
 """
+
+from .. import released as released

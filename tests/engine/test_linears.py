@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from conftest import TEXT
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import linears
+from chatterbox_lab.engine import kept, linears
 
 SHAPES = [((96, 96, 96), 96), ((40, 24), 64), ((128,), 32)]
 
@@ -45,14 +45,14 @@ def test_int8_is_close_for_few_rows_and_exact_for_many(dtype: torch.dtype) -> No
 def test_what_is_kept_is_made_again_for_other_weights() -> None:
     layer, made = torch.nn.Linear(4, 4), []
     for _ in range(2):
-        linears.kept(layer, "key", lambda: made.append(1))
+        kept.kept(layer, "key", lambda: made.append(1))
     assert len(made) == 1
     with torch.no_grad():
         layer.weight.mul_(2)
-    linears.kept(layer, "key", lambda: made.append(1))
+    kept.kept(layer, "key", lambda: made.append(1))
     assert len(made) == 2
     layer.to(torch.bfloat16)
-    linears.kept(layer, "key", lambda: made.append(1))
+    kept.kept(layer, "key", lambda: made.append(1))
     assert len(made) == 3
 
 

@@ -42,7 +42,6 @@ BAD_SETTINGS: list[tuple[str, Any]] = [
     ("backend", "tensorrt"),
     ("weights", "int4"),
     ("weights", None),
-    ("weights", "int8"),  # with backend="hf"
     ("schedule", "random"),
     ("costs", {"token": 0.01}),
     ("max_chunk_size", 0),
@@ -93,6 +92,28 @@ def test_a_bad_setting_is_refused_before_a_model_runs(tts: Any, no_model_runs: N
     for call in (lab.generate_stream, lab.generate, lab.speech_tokens, lab.upstream_stream):
         with pytest.raises(ValueError, match=re.escape(f"{name}={value!r}")):
             call(tts, TEXT, **{name: value})
+
+
+@pytest.mark.parametrize(
+    ("fields", "message"),
+    [
+        (
+            {"backend": "hf", "weights": "int8"},
+            "weights='int8' with backend='hf': only 'static' can; choose one of 'loaded'",
+        ),
+        (
+            {"backend": "static", "analyzer": "stock"},
+            "analyzer='stock' with backend='static': only 'hf' can; choose one of 'off'",
+        ),
+        (
+            {"weights": "int8", "analyzer": "layer"},
+            "analyzer='layer' with backend='auto' and weights='int8': only 'hf' can",
+        ),
+    ],
+)
+def test_what_a_backend_cannot_do_is_refused(fields: dict[str, str], message: str) -> None:
+    with pytest.raises(ValueError, match=re.escape(message)):
+        lab.StreamSettings(**fields)
 
 
 @pytest.mark.parametrize(("name", "arguments"), BAD_CALLS)

@@ -20,8 +20,8 @@ from chatterbox_lab.engine import stream
 from chatterbox_lab.engine.s3gen.flow import Flow
 from chatterbox_lab.engine.s3gen.render import Renderer
 from chatterbox_lab.engine.s3gen.vocoder import Vocoder
-from chatterbox_lab.engine.settings import ANALYZERS
-from chatterbox_lab.engine.t3 import attention
+from chatterbox_lab.engine.t3 import decode, spies
+from chatterbox_lab.engine.t3.backends import ANALYZERS
 from chatterbox_lab.study import fallback, upstream
 
 FIXED = {"seed": 0, "ignore_eos": True}
@@ -132,7 +132,7 @@ def test_arguments_leave_the_voice_as_it_is(tts: Any) -> None:
 
 def test_exaggeration_reaches_t3(tts: Any) -> None:
     neutral, excited = (
-        tts.t3.prepare_conditioning(stream.conditioning(tts, exaggeration)) for exaggeration in (0.5, 3.0)
+        tts.t3.prepare_conditioning(decode.conditioning(tts, exaggeration)) for exaggeration in (0.5, 3.0)
     )
     changed = (neutral - excited).abs().amax(dim=(0, 2)) > 0
     assert changed.tolist() == [False] * (len(changed) - 1) + [True]  # the emotion's is the last position
@@ -167,8 +167,7 @@ def test_the_layers_are_as_before_however_a_call_ends(
     next(chunks)
     assert trace(voice) == before  # also while the caller has its turn
     if error:
-        layer = voice.t3.tfmr.layers[9]
-        monkeypatch.setattr(layer.mlp, "forward", lambda *_: (_ for _ in ()).throw(error()))
+        monkeypatch.setattr(torch.nn.functional, "silu", lambda *_, **__: (_ for _ in ()).throw(error()))
         with pytest.raises(error):
             list(chunks)
         monkeypatch.undo()
@@ -179,7 +178,7 @@ def test_the_layers_are_as_before_however_a_call_ends(
     del chunks
     gc.collect()
     assert trace(voice) == before
-    attention.remove_spies(voice.t3.tfmr)
+    spies.remove_spies(voice.t3.tfmr)
 
 
 @pytest.mark.parametrize("end", ["success", "close"])
@@ -234,7 +233,7 @@ def test_a_chunk_costs_the_same_however_much_was_said(tts: Any, monkeypatch: pyt
     assert work == [4, 8, *[12] * 13]
 
 
-FLOWS = [{"flow": "continue"}, {"flow": "cached"}, {"flow_dtype": "bfloat16"}, {"flow_steps": 4, "guided_steps": 2}]
+FLOWS = [{"flow": "cached"}, {"flow_dtype": "bfloat16"}, {"flow_steps": 4}]
 
 
 @pytest.mark.parametrize("changes", [*FLOWS, {"prompt_tokens": 5}])
@@ -294,7 +293,7 @@ def test_overlapped_stages_share_pytorchs_threads(
     def noting(name: str, inner: Callable[..., Any]) -> Callable[..., Any]:
         return lambda *args, **kwargs: seen[name].add(torch.get_num_threads()) or inner(*args, **kwargs)
 
-    for owner, name in ((stream, "decode"), (Renderer, "push"), (stream, "watermark")):
+    for owner, name in ((decode, "decode"), (Renderer, "push"), (stream, "watermark")):
         monkeypatch.setattr(owner, name, noting(name, getattr(owner, name)))
     before = torch.get_num_threads()
     torch.set_num_threads(5)
@@ -310,12 +309,12 @@ def test_t3_stops_after_its_token_when_an_overlapped_stream_is_closed(
     tts: Any, no_thread_is_left: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     steps, events = itertools.count(1), []
-    inner = stream._token_chunks
-    monkeypatch.setattr(stream, "_token_chunks", lambda *args: events.append(args[-1]) or inner(*args))
+    inner = stream.token_chunks
+    monkeypatch.setattr(stream, "token_chunks", lambda *args: events.append(args[-1]) or inner(*args))
 
     def waiting(*_: Any) -> None:
         if next(steps) == 15:
-            assert events[0].wait(10)
+            assert events[0].wait(60)
 
     handle = tts.t3.speech_head.register_forward_hook(waiting)
     try:
@@ -338,7 +337,7 @@ def test_an_overlapped_stream_leaves_nothing_behind(
     tts: Any, no_thread_is_left: None, end: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     before, chunks = trace(tts), 0
-    broken = {"t3": (stream, "decode"), "s3gen": (Renderer, "push"), "watermark": (stream, "watermark")}
+    broken = {"t3": (decode, "decode"), "s3gen": (Renderer, "push"), "watermark": (stream, "watermark")}
     if end != "close":
         owner, name = broken[end]
         inner, calls = getattr(owner, name), itertools.count()
@@ -459,7 +458,7 @@ def test_the_reports_snippets_run_unchanged(
 
 
 def test_a_patch_keeps_upstreams_signatures_and_undoes_itself(tts: Any) -> None:
-    plain = tts.generate_stream.__func__
+    plain = tts.generate_stream
     with lab.patch(tts):
         for name in ("generate_stream", "generate"):
             ours, theirs = (
@@ -468,13 +467,13 @@ def test_a_patch_keeps_upstreams_signatures_and_undoes_itself(tts: Any) -> None:
             assert {k: p.default for k, p in ours.parameters.items()} == {
                 k: p.default for k, p in theirs.parameters.items() if k != "self"
             }
-        assert tts.generate_stream.__func__ is not plain
-    assert tts.generate_stream.__func__ is plain
+        assert tts.generate_stream != plain
+    assert tts.generate_stream == plain
     patch = lab.patch(tts, analyzer="probe")
-    assert tts.generate_stream.__func__ is not plain
+    assert tts.generate_stream != plain
     patch.undo()
     patch.undo()
-    assert tts.generate_stream.__func__ is plain
+    assert tts.generate_stream == plain
 
 
 def test_a_patched_model_says_what_ours_says(tts: Any) -> None:
@@ -490,11 +489,11 @@ def test_a_patched_model_says_what_ours_says(tts: Any) -> None:
 def test_every_argument_of_a_patched_call_arrives(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     arrived: list[lab.StreamSettings] = []
 
-    def decode(t3: Any, cond: Any, text: Any, settings: lab.StreamSettings, **_: Any) -> Any:
+    def nothing(t3: Any, cond: Any, text: Any, settings: lab.StreamSettings, **_: Any) -> Any:
         arrived.append(settings)
         yield from ()
 
-    monkeypatch.setattr(stream, "decode", decode)
+    monkeypatch.setattr(decode, "decode", nothing)
     spoken = {"temperature": 0.7, "cfg_weight": 0.3, "exaggeration": 0.9}
     cut = {"chunk_size": 5, "context_window": 9, "fade_duration": 0.01}
     with lab.patch(tts, analyzer="probe", guard=True):
@@ -508,14 +507,14 @@ def test_a_second_patch_is_refused(tts: Any) -> None:
     with lab.patch(tts):
         with pytest.raises(ValueError, match="already patched"):
             lab.patch(tts)
-        assert tts.generate_stream.__self__.tts is tts
+        assert tts.generate_stream.patch.tts is tts
     assert "generate_stream" not in vars(tts)
 
 
 @pytest.mark.parametrize("call", [lab.generate, stream.render])
 def test_silence_is_an_empty_utterance(tts: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     none = torch.zeros(0, dtype=torch.long)
-    monkeypatch.setattr(stream, "speech_tokens", lambda *_, **__: none)
+    monkeypatch.setattr(stream, "_all_tokens", lambda *_, **__: none)
     audio = call(tts, none if call is stream.render else TEXT)
     assert (audio.shape, audio.dtype) == ((1, 0), torch.float32)
 

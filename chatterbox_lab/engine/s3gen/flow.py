@@ -9,7 +9,8 @@ from weakref import finalize
 import torch
 import torch.nn.functional as F
 
-from ..linears import kept
+from ..kept import kept
+from ..linears import multiplies
 from ..settings import StreamSettings
 from .encoder import Encoder
 from .unet import Past, UNet
@@ -23,17 +24,17 @@ class FlowPlan:
     """How mel is made; the defaults are upstream's. Fields are as in `StreamSettings`, without their ``flow_``."""
 
     mode: str = "window"
-    dtype: str = "float32"
+    dtype: torch.dtype = torch.float32
     steps: int = 10
-    guided_steps: int = 10
     prompt_tokens: int = 250
 
     @classmethod
-    def of(cls, settings: StreamSettings) -> FlowPlan:
-        """What the settings ask for."""
-        return cls(
-            settings.flow, settings.flow_dtype, settings.flow_steps, settings.guided_steps, settings.prompt_tokens
-        )
+    def of(cls, settings: StreamSettings, device: torch.device) -> FlowPlan:
+        """What the settings ask for on this device."""
+        name = settings.flow_dtype
+        if name == "auto":
+            name = "bfloat16" if multiplies(torch.bfloat16, device) else "float32"
+        return cls(settings.flow, getattr(torch, name), settings.flow_steps, settings.prompt_tokens)
 
 
 UPSTREAM = FlowPlan()
@@ -52,7 +53,7 @@ class Flow:
 
     def __init__(self, s3gen: torch.nn.Module, ref: dict[str, Any], plan: FlowPlan = UPSTREAM, room: int = 0) -> None:
         self.flow, self.plan, self.room = s3gen.flow, plan, FRAMES_PER_TOKEN * room
-        device, dtype = s3gen.device, getattr(torch, plan.dtype)
+        device, dtype = s3gen.device, plan.dtype
         tokens = ref["prompt_token"].shape[1]
         kept_tokens = min(plan.prompt_tokens, tokens)
         self.prompt_token = ref["prompt_token"].to(device)[:, tokens - kept_tokens :]
@@ -74,35 +75,27 @@ class Flow:
             made: the mel of the tokens that are not new, (1, 80, 2 m); ``window`` makes it again.
         """
         hidden, prompt = self.encoder(torch.cat([self.prompt_token, tokens[None]], dim=1)), self.prompt_mel.shape[2]
-        known = 0 if made is None or self.plan.mode == "window" else made.shape[2]
         noise = self._noise(prompt, hidden.shape[1] - prompt, start).to(hidden)
         condition = torch.zeros_like(noise)
         condition[:, :, :prompt] = self.prompt_mel
         if self.plan.mode == "cached":
-            skipped = prompt + known
+            skipped = prompt + (0 if made is None else made.shape[2])
             mel = self._solved(hidden[:, skipped:], condition[:, :, skipped:], noise[:, :, skipped:], self.pasts)
             return mel if made is None else torch.cat([made, mel], dim=2)
-        if known:  # as if the voice prompt went on to where the new tokens begin
-            condition[:, :, prompt : prompt + known] = made
-        mel = self._solved(hidden, condition, noise)[:, :, prompt:]
-        return torch.cat([made, mel[:, :, known:]], dim=2) if known else mel
+        return self._solved(hidden, condition, noise)[:, :, prompt:]
 
     def _solved(
         self, hidden: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, pasts: list[Past] | None = None
     ) -> torch.Tensor:
         """Euler's method from noise (1, 80, T) to mel (1, 80, T), as upstream's ``solve_euler``."""
         state, rate = noise.mT, self.flow.decoder.inference_cfg_rate
-        frames = torch.zeros(
-            2, state.shape[1], 4 * state.shape[2], device=state.device
-        )  # CFG's second row knows only x
+        frames = torch.zeros(2, state.shape[1], 4 * state.shape[2], device=state.device)
         speaker = self.speaker[:, None].expand_as(state)
-        frames[:1] = torch.cat([state, hidden, speaker, condition.mT], dim=2)
+        frames[:1] = torch.cat([state, hidden, speaker, condition.mT], dim=2)  # CFG's second row knows only the state
         for step, length in enumerate(self.span):
-            rows = 2 if step < self.plan.guided_steps else 1
-            frames[:rows, :, : state.shape[2]] = state
-            velocity = self.unet(frames[:rows], self.times[step], pasts[step] if pasts else None)
-            guided = velocity[:1] if rows == 1 else (1 + rate) * velocity[:1] - rate * velocity[1:]
-            state = state + length * guided
+            frames[:, :, : state.shape[2]] = state
+            velocity = self.unet(frames, self.times[step], pasts[step] if pasts else None)
+            state = state + length * ((1 + rate) * velocity[:1] - rate * velocity[1:])
         return state.mT
 
     def _noise(self, prompt: int, frames: int, start: int) -> torch.Tensor:
@@ -117,25 +110,21 @@ class Flow:
 
         The last two that differ are kept with the model, so that a voice is read once and not once a stream.
         """
-        pool: list[tuple[Any, tuple[torch.Tensor, ...], list[Past]]] = kept(self.flow, "pasts", list)
-        voice = self.prompt_token, self.prompt_mel, self.speaker
-        key = self.plan, self.room
-        for number, (known, spoken, _) in enumerate(pool):
-            if known == key and all(map(torch.equal, spoken, voice)):
-                pasts = pool.pop(number)[2]
-                break
+        pool: list[_Read] = kept(self.flow, "pasts", list)
+        read = next((read for read in pool if read.fits(self)), None)
+        if read is not None:
+            pool.remove(read)
         else:
             del pool[_KEPT - 1 :]  # first, for the memory
-            pasts = self._read_prompt()
-        for past in pasts:
+            read = _Read(self.plan, self.room, (self.prompt_token, self.prompt_mel, self.speaker), self._read_prompt())
+        for past in read.pasts:
             past.rewind()
-        finalize(self, _given_back, pool, (key, voice, pasts)).atexit = False
-        return pasts
+        finalize(self, _given_back, pool, read).atexit = False
+        return read.pasts
 
     def _read_prompt(self) -> list[Past]:
         prompt = self.prompt_mel.shape[2]
-        rows = [2 if step < self.plan.guided_steps else 1 for step in range(self.plan.steps)]
-        pasts = [self.unet.past(count, prompt + self.room) for count in rows]
+        pasts = [self.unet.past(2, prompt + self.room) for _ in range(self.plan.steps)]
         if prompt:
             noise = self._noise(prompt, 0, 0).to(self.prompt_mel)
             self._solved(self.encoder(self.prompt_token), self.prompt_mel, noise, pasts)
@@ -144,8 +133,22 @@ class Flow:
         return pasts
 
 
-def _given_back(pool: list[Any], entry: Any) -> None:
-    pool[:] = [entry, *pool][:_KEPT]
+@dataclass(eq=False)
+class _Read:
+    """A voice prompt that was read: for which plan and room, which voice, and what is remembered of it."""
+
+    plan: FlowPlan
+    room: int
+    voice: tuple[torch.Tensor, ...]
+    pasts: list[Past]
+
+    def fits(self, flow: Flow) -> bool:
+        voice = flow.prompt_token, flow.prompt_mel, flow.speaker
+        return (self.plan, self.room) == (flow.plan, flow.room) and all(map(torch.equal, self.voice, voice))
+
+
+def _given_back(pool: list[_Read], read: _Read) -> None:
+    pool[:] = [read, *pool][:_KEPT]
 
 
 def euler_times(steps: int, scheduler: str, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:

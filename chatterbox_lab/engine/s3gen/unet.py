@@ -161,14 +161,6 @@ class _Convolution:
         return F.conv1d(states, self.weight, self.bias).mT.float()
 
 
-class _Norm:
-    def __init__(self, module: torch.nn.LayerNorm, dtype: torch.dtype = torch.float32) -> None:
-        self.module, self.dtype = module, dtype
-
-    def __call__(self, states: torch.Tensor) -> torch.Tensor:
-        return self.module(states).to(self.dtype)
-
-
 class _Block:
     """A `CausalBlock1D`: convolution, norm, Mish."""
 
@@ -184,7 +176,7 @@ class _Layer:
 
     def __init__(self, module: torch.nn.Module, dtype: torch.dtype) -> None:
         attention, (up, _, down) = module.attn1, module.ff.net
-        self.norm1, self.norm3 = _Norm(module.norm1, dtype), _Norm(module.norm3, dtype)
+        self.norm1, self.norm3 = module.norm1, module.norm3
         together = torch.cat([attention.to_q.weight, attention.to_k.weight, attention.to_v.weight])
         self.query_key_value = affine(together, None, dtype)
         self.out = affine(attention.to_out[0].weight, attention.to_out[0].bias, dtype)

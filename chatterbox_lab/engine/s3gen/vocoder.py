@@ -8,7 +8,7 @@ import math
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..linears import kept
+from ..kept import kept
 
 SAMPLES_PER_FRAME = 480
 """HiFT's upsampling, 8 * 5 * 3, times the hop of its inverse STFT, 4: 24 kHz over 50 frames a second."""

@@ -31,11 +31,6 @@ class Alignment:
     repetition: bool
     stop: Literal["force", "suppress"] | None
 
-    @property
-    def false_start(self) -> bool:
-        """Whether speech has not settled on the beginning of the text."""
-        return not self.started
-
 
 class AlignmentTracker:
     """Follows where in the text the speech is.

@@ -7,7 +7,7 @@ attention. Here the same row is read in four ways (`Attention`), none of which o
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from functools import partial
 from typing import Any
@@ -18,8 +18,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
 from ...files import attribute
+from .backends import Heads, Setup, Span
+from .eager import EagerT3
+from .spies import without_spies
 
-Heads = Sequence[tuple[int, int | None]]
 FORK_HEADS: Heads = ((9, None),)
 """(layer, head) pairs that the streaming fork's analyzer reads: layer 9, the mean of its heads."""
 LATER_HEADS: Heads = ((12, 15), (13, 11), (9, 2))
@@ -39,7 +41,7 @@ class Attention:
         ValueError: a layer or head that the model does not have.
     """
 
-    def __init__(self, tfmr: torch.nn.Module, mode: str, text: tuple[int, int], heads: Heads = FORK_HEADS) -> None:
+    def __init__(self, tfmr: torch.nn.Module, mode: str, text: Span, heads: Heads = FORK_HEADS) -> None:
         self.tfmr, self.mode, self.text, self.heads = tfmr, mode, text, heads
         self.rows: torch.Tensor | None = None
         """Attention to the text (rows, text tokens), float32, of the last forward's speech positions, batch row 0."""
@@ -63,6 +65,10 @@ class Attention:
         if self._found:
             self.rows = averaged_rows(self._found, self.heads)
         return output.last_hidden_state
+
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """Hidden states (2, T, C) of a prompt's embeddings (2, T, C), the voice's among them."""
+        return self(embeds)
 
     @contextmanager
     def _reading(self) -> Iterator[None]:
@@ -88,11 +94,7 @@ class Attention:
 
 
 def alignment_rows(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    text: tuple[int, int],
-    scale: float | None = None,
-    position: torch.Tensor | None = None,
+    query: torch.Tensor, key: torch.Tensor, text: Span, scale: float | None = None, position: torch.Tensor | None = None
 ) -> torch.Tensor:
     """How each head of batch row 0 attends to the text from every speech position of a call.
 
@@ -184,51 +186,13 @@ def _ask_for_map(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tupl
     hidden = kwargs["hidden_states"] if "hidden_states" in kwargs else args[0]
     kwargs = dict(kwargs, output_attentions=True)
     if kwargs.get("attention_mask") is None and hidden.shape[1] > 1:
-        kwargs["attention_mask"] = causal_mask(hidden.shape[1], hidden)
+        shape, lowest = (1, 1, hidden.shape[1], hidden.shape[1]), torch.finfo(hidden.dtype).min
+        kwargs["attention_mask"] = hidden.new_full(shape, lowest).triu(1)
     return args, kwargs
 
 
-def causal_mask(length: int, like: torch.Tensor) -> torch.Tensor:
-    """An additive mask (1, 1, length, length) of dtype and device of ``like``: its minimum above the diagonal."""
-    lowest = torch.finfo(like.dtype).min
-    return torch.full((1, 1, length, length), lowest, dtype=like.dtype, device=like.device).triu(1)
-
-
-def is_spy(function: Any) -> bool:
-    """Whether upstream's analyzer has made this function."""
-    return "AlignmentStreamAnalyzer" in getattr(getattr(function, "__func__", function), "__qualname__", "")
-
-
 @contextmanager
-def without_spies(tfmr: torch.nn.Module) -> Iterator[None]:
-    """Takes what upstream's analyzers have left on the layers out of the way, and puts it back afterwards.
-
-    One plain ``generate()`` leaves a spy behind that makes layer 9 fall back without a causal mask in every later
-    call that asks for no attention maps; so a faithful forward must not run through it.
-    """
-    lifted = []
-    for layer in (block.self_attn for block in tfmr.layers):
-        if is_spy(layer.__dict__.get("forward")) or any(map(is_spy, layer._forward_hooks.values())):
-            lifted.append((layer, layer.__dict__.get("forward"), dict(layer._forward_hooks)))
-            _lift(layer)
-    try:
-        yield
-    finally:
-        for layer, forward, hooks in lifted:
-            if forward is not None:
-                layer.forward = forward
-            layer._forward_hooks.clear()  # refilled, to keep the order in which hooks were registered
-            layer._forward_hooks.update(hooks)
-
-
-def remove_spies(tfmr: torch.nn.Module) -> None:
-    """Removes for good what upstream's analyzers have left on the layers."""
-    for layer in tfmr.layers:
-        _lift(layer.self_attn)
-
-
-def _lift(layer: torch.nn.Module) -> None:
-    if is_spy(layer.__dict__.get("forward")):
-        del layer.forward
-    for key in [key for key, hook in layer._forward_hooks.items() if is_spy(hook)]:
-        del layer._forward_hooks[key]
+def stepper(setup: Setup) -> Iterator[EagerT3]:
+    """Backend ``"hf"``: the transformers model, with a cache that grows."""
+    attend = Attention(setup.t3.tfmr, setup.analyzer, setup.text, setup.heads)
+    yield EagerT3(setup, attend, setup.t3.speech_head)

@@ -1,72 +1,64 @@
-"""Conditioning and text to speech tokens, one at a time: prefill once, then one decode step a token."""
+"""Text tokens to speech tokens: prefill once, then one decode step a token."""
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
-from contextlib import contextmanager
+from collections.abc import Generator
+from contextlib import AbstractContextManager, closing
+from dataclasses import replace
+from itertools import islice, takewhile
+from threading import Event
 
 import torch
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
+from chatterbox.tts import ChatterboxTTS
 
-from ...files import attribute
-from ..linears import head_linear, kept
+from ..clock import StageClock
+from ..kept import Latest, kept
+from ..request import Request
 from ..settings import StreamSettings
 from .alignment import AlignmentTracker, guard_logits
-from .attention import FORK_HEADS, Attention, Heads
-from .compiled import CompiledT3
-from .graph import GraphT3, borrowed_graph
-from .sampling import Sampling, sample
-from .static import StaticT3, token_embedding
+from .attention import FORK_HEADS
+from .backends import BACKENDS, Heads, Setup, Span, Stepper, backend_of
+from .eager import embed
+from .sampling import Sampling
 
 _AHEAD = 8
 """Decode steps that a GPU is given before the host waits to see whether one of them was the last."""
 
 
-class EagerT3:
-    """T3 step by step, every operation launched as it comes.
+def token_chunks(
+    tts: ChatterboxTTS, request: Request, clock: StageClock, halted: Event | None = None
+) -> Generator[tuple[torch.Tensor, bool], None, None]:
+    """The new speech tokens (n,) of each chunk, and whether it is the last; n may be 0 for the last.
 
-    Args:
-        t3: upstream's token-to-token model.
-        attend: its transformer, `Attention` or `StaticT3`, with nothing said yet.
-        how: guidance, temperature and what is left out.
-        generator: of the sampling, on T3's device; None is PyTorch's default generator.
+    T3's work is stage ``t3`` on the clock. Once ``halted`` is set, T3 stops after the token that it is at.
     """
+    halted = halted or Event()
+    sizes, said, last = request.settings.chunk_sizes(), 0, False
+    with closing(tokens(tts, request)) as stream:  # an error must not leave T3 suspended
+        while not last and not halted.is_set():
+            size = next(sizes)
+            with clock.stage("t3"):
+                new = list(takewhile(lambda _: not halted.is_set(), islice(stream, size)))
+                chunk = torch.cat(new) if new else torch.zeros(0, dtype=torch.long)
+            said += len(new)
+            last = len(new) < size or said == request.max_new_tokens
+            yield chunk, last
 
-    def __init__(
-        self, t3: T3, attend: Attention | StaticT3, how: Sampling, generator: torch.Generator | None = None
-    ) -> None:
-        self.t3, self.attend, self.how, self.generator = t3, attend, how, generator
-        static = isinstance(attend, StaticT3)
-        self.head = head_linear(t3.speech_head, attend.weights) if static else t3.speech_head
-        self.seen = torch.zeros((1, t3.hp.speech_tokens_dict_size), dtype=torch.bool, device=t3.device)
-        self.seen[:, t3.hp.start_speech_token] = True
-        self.token: torch.Tensor | None = None
 
-    def say(self, token: torch.Tensor) -> None:
-        """Goes on after this token (1, 1) instead of the one picked last."""
-        self.token = token
+def tokens(tts: ChatterboxTTS, request: Request) -> Generator[torch.Tensor, None, None]:
+    """The speech tokens of a request, one at a time (see `decode`)."""
+    settings, seed = request.settings, request.seed
+    generator = None if seed is None else torch.Generator(tts.t3.device).manual_seed(seed)
+    given = conditioning(tts, settings.exaggeration), request.text_tokens, settings
+    return decode(tts.t3, *given, generator=generator, max_new_tokens=request.max_new_tokens)
 
-    @property
-    def rows(self) -> torch.Tensor | None:
-        """Attention to the text (rows, text tokens) of the positions that came last."""
-        return self.attend.rows
 
-    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
-        """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first are the voice's."""
-        static = isinstance(self.attend, StaticT3)
-        hidden = self.attend.prefill(embeds, voice) if static else self.attend(embeds)
-        return self.t3.speech_head(hidden[:, -1:])[:, -1]
-
-    def step(self, position: int) -> torch.Tensor:
-        """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
-        return self.head(self.attend(embed(self.t3, self.token, position)))[:, -1]
-
-    def pick(self, logits: torch.Tensor) -> torch.Tensor:
-        """One token (1, 1) sampled from the logits (2, V)."""
-        self.token = sample(logits, self.seen, self.how, self.generator)
-        self.seen.scatter_(1, self.token, True)
-        return self.token
+def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
+    """T3's conditioning with the wanted exaggeration, in T3's dtype; the model's own is left as it is."""
+    cond = replace(tts.conds.t3, emotion_adv=exaggeration * torch.ones(1, 1, 1), cond_prompt_speech_emb=None)
+    return cond.to(device=tts.device, dtype=tts.t3.speech_head.weight.dtype)
 
 
 @torch.inference_mode()
@@ -102,16 +94,16 @@ def decode(
     said = 0
     with stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, heads, generator) as stepper:
         while said < max_new_tokens:
-            tokens = []
+            picked = []
             for _ in range(steps_ahead(ahead, settings.chunk_size, said, max_new_tokens)):
                 logits = stepper.step(said) if said else stepper.prefill(embeds, text[0])
                 if tracker is not None:
                     alignment = tracker.update(stepper.rows)
                     if not settings.ignore_eos:
                         logits = guard_logits(logits.float(), alignment, stop)
-                tokens.append(stepper.pick(logits)[0])
+                picked.append(stepper.pick(logits)[0])
                 said += 1
-            for token, code in zip(tokens, torch.cat(tokens).tolist(), strict=True):  # waits for the device
+            for token, code in zip(picked, torch.cat(picked).tolist(), strict=True):  # waits for the device
                 if code == stop:
                     return
                 if code != start:
@@ -123,70 +115,38 @@ def steps_ahead(ahead: int, chunk_size: int, said: int, most: int) -> int:
     return min(ahead, chunk_size - said % chunk_size, most - said) if said else 1
 
 
-@contextmanager
 def stepper_of(
     t3: T3,
     settings: StreamSettings,
-    text: tuple[int, int],
+    text: Span,
     capacity: int,
-    heads: Heads,
+    heads: Heads = FORK_HEADS,
     generator: torch.Generator | None = None,
-) -> Iterator[EagerT3 | GraphT3]:
-    """T3 in the settings' backend, ready for a prompt whose text is at these positions; arguments as `decode`."""
+) -> AbstractContextManager[Stepper]:
+    """T3 in the settings' backend, for a prompt whose text is at these positions; arguments as for `Setup`."""
     how = Sampling.of(settings, t3.hp.stop_speech_token)
-    mode, weights = settings.analyzer, settings.weights
-    if settings.backend == "graph":
-        with borrowed_graph(t3, mode, heads, capacity) as graph:
-            graph.begin(text, how, generator, capacity)
-            try:
-                yield graph
-            finally:
-                graph.end(generator)
-        return
-    if settings.backend == "hf":
-        attend = Attention(t3.tfmr, mode, text, heads)
-    else:
-        kind = {"static": StaticT3, "compile": CompiledT3}[settings.backend]
-        attend = kind(t3.tfmr, mode, text, capacity, heads, weights)
-    yield EagerT3(t3, attend, how, generator)
+    setup = Setup(t3, settings.analyzer, heads, text, capacity, settings.weights, how, generator)
+    return BACKENDS[backend_of(settings, t3)].stepper(setup)
 
 
-def check_backend(settings: StreamSettings, device: torch.device) -> None:
-    """Raises ValueError where the settings ask for what the device does not have."""
-    if settings.backend == "graph" and device.type != "cuda":
-        raise ValueError(
-            f"backend='graph': needs a CUDA device, the model is on {device}; choose 'static' or 'compile'"
-        )
-    if settings.weights == "int8" and device.type != "cpu":
-        raise ValueError(f"weights='int8': is for CPUs, the model is on {device}; load it with dtype='bfloat16'")
+def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, Span]:
+    """Input embeddings (2, T, C) of the prefill, and where in it the text tokens are.
 
-
-def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, tuple[int, int]]:
-    """Input embeddings (2, T, C) of the prefill, and where in it the text tokens are."""
-    start, voice = torch.full_like(text_tokens[:, :1], t3.hp.start_speech_token), _voice(t3, cond)
-    with attribute(t3, "prepare_conditioning", lambda cond: voice):
-        embeds, length = t3.prepare_input_embeds(t3_cond=cond, text_tokens=text_tokens, speech_tokens=start)
-    # Upstream feeds the start token a second time; its models were used, and its analyzer written, that way.
-    embeds = torch.cat([embeds, embed(t3, start[:1], 0)], dim=1)
+    As upstream's ``prepare_input_embeds``: the voice, the text (none in the second row, for CFG), the start token. The
+    start token is there twice: upstream feeds it again, and its models were used, its analyzer written, that way.
+    """
+    rows, voice = len(text_tokens), _voice(t3, cond)
+    text = t3.text_emb(text_tokens)
+    text[1].zero_()
+    text = text + t3.text_pos_emb(text_tokens)
+    start = embed(t3, torch.full_like(text_tokens[:1, :1], t3.hp.start_speech_token), 0)
+    length = voice.shape[1]
+    embeds = torch.cat([voice.expand(rows, -1, -1), text, start, start], dim=1)
     return embeds, (length, length + text_tokens.shape[1])
 
 
 def _voice(t3: T3, cond: T3Cond) -> torch.Tensor:
-    """The conditioning's embeddings (1, T, C); those of the last voice are kept with the model."""
+    """The conditioning's embeddings (1, T, C), kept with the model until another voice comes."""
     given = {name: value for name, value in vars(cond).items() if torch.is_tensor(value)}
-    last: list = kept(t3, "conditioning", list)
-    if not last or last[0].keys() != given.keys() or any(not torch.equal(last[0][name], given[name]) for name in given):
-        copy = {name: value.clone() for name, value in given.items()}
-        last[:] = copy, t3.prepare_conditioning(cond)
-    return last[1]
-
-
-def step_bytes(t3: T3) -> int:
-    """Bytes of weights that every decode step reads: layers, last norm and speech head, once for both CFG rows."""
-    modules = (t3.tfmr.layers, t3.tfmr.norm, t3.speech_head)
-    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
-
-
-def embed(t3: T3, token: torch.Tensor, position: int) -> torch.Tensor:
-    """The embedding (2, 1, C) of one speech token for the conditional and the unconditional row."""
-    return token_embedding(t3.speech_emb, t3.speech_pos_emb.emb, token, position)
+    latest: Latest = kept(t3, "conditioning", Latest)
+    return latest.value(given, lambda: t3.prepare_conditioning(replace(cond)))

@@ -17,10 +17,12 @@ import torch
 from chatterbox.models.t3 import T3
 
 from ..clock import synchronize
-from ..linears import head_linear, kept
-from .attention import Heads
+from ..kept import kept
+from ..linears import head_linear
+from .backends import Heads, Setup, Span
+from .eager import token_embedding
 from .sampling import Sampling, sample
-from .static import StaticT3, token_embedding
+from .static import Place, StaticT3
 
 logger = logging.getLogger("chatterbox_lab")
 Work = Callable[[], None]
@@ -30,23 +32,20 @@ _GRAIN = 512
 
 
 class GraphT3:
-    """T3 with buffers for everything that a decode step reads and writes; takes the place of `decode.EagerT3`.
+    """T3 with buffers for everything that a decode step reads and writes; a `Stepper`.
 
     Args:
         t3: upstream's token-to-token model; only its parts are kept.
         mode: ``off`` or ``probe``.
         heads: where the alignment is read.
         capacity: positions that fit, prefill included.
-        record: turns work that may be run again and again into what runs it; a CUDA graph, unless in a test.
     """
 
-    def __init__(
-        self, t3: T3, mode: str, heads: Heads, capacity: int, record: Callable[..., Work] | None = None
-    ) -> None:
+    def __init__(self, t3: T3, mode: str, heads: Heads, capacity: int) -> None:
         self.attend = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads)
         self.attend.cache.zero_()  # what a mask hides must not be nan
         self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
-        self.start, self.capacity, self.record = t3.hp.start_speech_token, capacity, record or captured
+        self.start, self.capacity = t3.hp.start_speech_token, capacity
         device, width = t3.device, t3.hp.speech_tokens_dict_size
         whole = {"dtype": torch.long, "device": device}
         self.token, self.position = torch.zeros((1, 1), **whole), torch.zeros(1, **whole)
@@ -62,7 +61,7 @@ class GraphT3:
         self.graphs: dict[tuple, Work] = {}
         self.text, self.rows, self.key = (0, 0), None, ()
 
-    def begin(self, text: tuple[int, int], how: Sampling, generator: torch.Generator | None, needed: int) -> GraphT3:
+    def begin(self, text: Span, how: Sampling, generator: torch.Generator | None, needed: int) -> GraphT3:
         """Ready for another call: what was said is forgotten, and what ``needed`` positions may replay is captured.
 
         The random numbers go on from the generator's state, None is PyTorch's default generator of the device; `end`
@@ -127,7 +126,7 @@ class GraphT3:
     def _forward(self, window: int) -> None:
         mask = (torch.arange(window, device=self.position.device) <= self.position)[None, None, None]
         hidden = token_embedding(*self.embeddings, self.token, self.spoken + 1)
-        hidden, rows = self.attend.run(hidden, self.position, window, (0, window), mask)
+        hidden, rows = self.attend.run(hidden, Place(self.position, window, mask), (0, window))
         self.logits.copy_(self.head(hidden)[:, -1])
         if rows is not None:
             self.row[:, :window].copy_(rows)
@@ -148,18 +147,10 @@ class GraphT3:
             for buffer, value in zip(state, before, strict=True):
                 buffer.copy_(value)
 
-        device, start, held = self.token.device, time.perf_counter(), _reserved(self.token.device)
-        self.graphs[key] = self.record(work, restore, self.generator, self.stream)
-        synchronize(device)
-        seconds, held = time.perf_counter() - start, _reserved(device) - held
-        logger.info("backend='graph': %s captured in %.2f s, %.0f MB", key, seconds, held / 1e6)
-
-
-def _reserved(device: torch.device) -> int:
-    if device.type != "cuda":
-        return 0
-    torch.cuda.empty_cache()
-    return torch.cuda.memory_reserved(device)
+        start = time.perf_counter()
+        self.graphs[key] = captured(work, restore, self.generator, self.stream)
+        synchronize(self.token.device)
+        logger.info("backend='graph': %s captured in %.2f s", key, time.perf_counter() - start)
 
 
 def captured(work: Work, restore: Work, generator: torch.Generator, stream: torch.cuda.Stream) -> Work:
@@ -185,19 +176,22 @@ def captured(work: Work, restore: Work, generator: torch.Generator, stream: torc
 
 
 @contextmanager
-def borrowed_graph(
-    t3: T3, mode: str, heads: Heads, needed: int, record: Callable[..., Work] | None = None
-) -> Iterator[GraphT3]:
-    """A `GraphT3` for ``needed`` positions that no other call is using; the next call gets it back, graphs and all."""
-    free: list[GraphT3] = kept(t3, ("graph", mode, tuple(heads)), list)
-    fitting = [graph for graph in free if graph.capacity >= needed]
-    if fitting:
-        graph = fitting[0]
+def stepper(setup: Setup) -> Iterator[GraphT3]:
+    """Backend ``"graph"``: buffers and graphs are kept with the model, and lent to one call at a time."""
+    key = "graph", setup.analyzer, tuple(setup.heads)
+    free: list[GraphT3] = kept(setup.t3, key, list)
+    graph = next((graph for graph in free if graph.capacity >= setup.capacity), None)
+    if graph is not None:
         free.remove(graph)
     else:
         free.clear()  # too short for what is asked now: their memory goes to the longer one
-        graph = GraphT3(t3, mode, heads, -(-needed // _GRAIN) * _GRAIN, record)
+        capacity = -(-setup.capacity // _GRAIN) * _GRAIN
+        graph = GraphT3(setup.t3, setup.analyzer, setup.heads, capacity)
     try:
-        yield graph
+        graph.begin(setup.text, setup.how, setup.generator, setup.capacity)
+        try:
+            yield graph
+        finally:
+            graph.end(setup.generator)
     finally:
         free.append(graph)

@@ -6,19 +6,37 @@ for masks and rotary tables anew in every step. Here both are there before the f
 
 from __future__ import annotations
 
-from contextlib import nullcontext
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
-from ..linears import kept, layer_linears
-from ..settings import READ_BESIDE
-from .attention import FORK_HEADS, Heads, alignment_rows, averaged_rows, check_heads
+from ..kept import Latest, kept
+from ..linears import head_linear, layer_linears
+from .attention import FORK_HEADS, alignment_rows, averaged_rows, check_heads
+from .backends import READ_BESIDE, Heads, Setup, Span
+from .eager import EagerT3
 
 _KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
 """On a GPU without cuDNN's attention, which plans anew for every length."""
+
+
+class Place(NamedTuple):
+    """Where new positions go and what they see, as data, so that a call can be captured.
+
+    Args:
+        position: their places in the sequence, int64 (T,).
+        window: positions of the cache that are looked at.
+        mask: bool (1, 1, 1, window), True where there is something to see; None is all of the window, causally.
+    """
+
+    position: torch.Tensor
+    window: int
+    mask: torch.Tensor | None = None
 
 
 class StaticT3:
@@ -40,7 +58,7 @@ class StaticT3:
         self,
         tfmr: torch.nn.Module,
         mode: str,
-        text: tuple[int, int],
+        text: Span,
         capacity: int,
         heads: Heads = FORK_HEADS,
         weights: str = "loaded",
@@ -73,7 +91,8 @@ class StaticT3:
         start, end = self.length, self.length + hidden.shape[1]
         if end > self.cache.shape[4]:
             raise ValueError(f"position {end}: the cache was made for {self.cache.shape[4]}")
-        hidden, self.rows = self.run(hidden, torch.arange(start, end, device=hidden.device), end, self.text)
+        place = Place(torch.arange(start, end, device=hidden.device), end)
+        hidden, self.rows = self.run(hidden, place, self.text)
         self.length = end
         return hidden
 
@@ -83,62 +102,47 @@ class StaticT3:
 
         Keys and values of a voice do not depend on what it says: those of the last one are kept with the model.
         """
-        same: list[torch.Tensor] = kept(self.tfmr, "voice", list)
-        if not same or not torch.equal(same[0], embeds[:, :voice]):
-            self.run(embeds[:, :voice], torch.arange(voice, device=embeds.device), voice, None)
-            same[:] = embeds[:, :voice].clone(), self.cache[:, :, :, :, :voice].clone()
-        self.cache[:, :, :, :, :voice] = same[1]
+        latest: Latest = kept(self.tfmr, "voice", Latest)
+        spoken = embeds[:, :voice]
+        self.cache[:, :, :, :, :voice] = latest.value({"voice": spoken}, lambda: self._read(spoken))
         self.length = voice
         return self(embeds[:, voice:])
 
-    def run(
-        self,
-        hidden: torch.Tensor,
-        position: torch.Tensor,
-        window: int,
-        text: tuple[int, int] | None,
-        mask: torch.Tensor | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor | None]:
-        """All layers, with the place of the new positions as data, so that the call can be captured.
+    def _read(self, voice: torch.Tensor) -> torch.Tensor:
+        """Keys and values, as in `cache`, of the voice's embeddings (2, T, C)."""
+        length = voice.shape[1]
+        self.run(voice, Place(torch.arange(length, device=voice.device), length), None)
+        return self.cache[:, :, :, :, :length].clone()
 
-        Args:
-            hidden: embeddings (2, T, C).
-            position: their places in the sequence, int64 (T,).
-            window: positions of the cache that are looked at.
-            text: where alignment is read; None is nowhere.
-            mask: bool (1, 1, 1, window), True where there is something to see; None is all of the window, causally.
+    def run(self, hidden: torch.Tensor, place: Place, text: Span | None) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """All layers: hidden states (2, T, C) of embeddings (2, T, C), and the alignment rows where they are wanted.
 
-        Returns:
-            Hidden states (2, T, C), and the alignment rows where they are wanted.
+        ``text`` is where the alignment is read; None is nowhere.
         """
-        tables = tuple(table[position] for table in self.tables)
+        tables = tuple(table[place.position] for table in self.tables)
         found: dict[int, torch.Tensor] = {}
         wanted = {index for index, _ in self.heads if text is not None}
         with sdpa_kernel(_KERNELS) if hidden.device.type == "cuda" else nullcontext():
             for index in range(len(self.tfmr.layers)):
-                hidden, query = self.layer(index, hidden, tables, position, window, mask)
+                hidden, query = self.layer(index, hidden, tables, place)
                 if index in wanted:
-                    keys = self.cache[index, 0, :, :, :window]
-                    found[index] = alignment_rows(query, keys, text, position=None if mask is None else position)
+                    keys = self.cache[index, 0, :, :, : place.window]
+                    position = None if place.mask is None else place.position
+                    found[index] = alignment_rows(query, keys, text, position=position)
         rows = averaged_rows(found, self.heads) if found else None
         return rms_norm(hidden, self.tfmr.norm), rows
 
     def layer(
-        self,
-        index: int,
-        hidden: torch.Tensor,
-        tables: tuple[torch.Tensor, ...],
-        position: torch.Tensor,
-        window: int,
-        mask: torch.Tensor | None,
+        self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...], place: Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer: hidden states (2, T, C), and its queries (2, H, T, D); arguments as for `run`."""
+        """One layer: hidden states (2, T, C), and its queries (2, H, T, D); ``tables`` are cosines and sines (T, D)."""
         layer, (project, merge, widen, narrow) = self.tfmr.layers[index], self.linears[index]
         query, key, value = self._split(project(rms_norm(hidden, layer.input_layernorm)), tables)
         keys, values = self.cache[index]
-        keys.index_copy_(2, position, key)
-        values.index_copy_(2, position, value)
-        attended = attention(query, keys[:, :, :window], values[:, :, :window], mask).to(hidden.dtype)
+        keys.index_copy_(2, place.position, key)
+        values.index_copy_(2, place.position, value)
+        keys, values = keys[:, :, : place.window], values[:, :, : place.window]
+        attended = attention(query, keys, values, place.mask).to(hidden.dtype)
         hidden = hidden + merge(attended.transpose(1, 2).flatten(2))
         gate, up = widen(rms_norm(hidden, layer.post_attention_layernorm)).chunk(2, dim=-1)
         return hidden + narrow(F.silu(gate) * up), query
@@ -150,6 +154,13 @@ class StaticT3:
         heads = projected.to(self.cache.dtype).unflatten(2, (3 * self.head_count, self.head_width)).transpose(1, 2)
         turned = rotated(heads[:, : 2 * self.head_count], *tables)
         return *turned.chunk(2, dim=1), heads[:, 2 * self.head_count :]
+
+
+@contextmanager
+def stepper(setup: Setup, kind: type[StaticT3] = StaticT3) -> Iterator[EagerT3]:
+    """Backend ``"static"``, and with another ``kind`` of transformer those that build on it."""
+    arguments = setup.analyzer, setup.text, setup.capacity, setup.heads, setup.weights
+    yield EagerT3(setup, kind(setup.t3.tfmr, *arguments), head_linear(setup.t3.speech_head, setup.weights))
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -168,13 +179,6 @@ _LONG = 256
 def attention_of_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
     """Attention (B, H, 1, D) of the last position to all, by two products and the softmax between them."""
     return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1) @ value
-
-
-def token_embedding(
-    words: torch.nn.Embedding, places: torch.nn.Embedding, token: torch.Tensor, position: int | torch.Tensor
-) -> torch.Tensor:
-    """The embedding (2, 1, C) of a speech token (1, 1) at its place, an int or int64 (1,), for both CFG rows."""
-    return (words(token) + places.weight[position]).expand(2, -1, -1)
 
 
 def rms_norm(hidden: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:

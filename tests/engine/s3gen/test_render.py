@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from chatterbox.models.s3gen import hifigan
 
-from chatterbox_lab.engine import linears
+from chatterbox_lab.engine import kept
 from chatterbox_lab.engine.s3gen.flow import Flow, FlowPlan, euler_times
 from chatterbox_lab.engine.s3gen.render import Renderer, cross_fade
 from chatterbox_lab.engine.s3gen.unet import UNet
@@ -73,7 +73,7 @@ def test_the_excitation_does_not_depend_on_the_cuts(tts: Any) -> None:
     assert (other - whole).abs().max() > 0.01
 
 
-@pytest.mark.parametrize("mode", ["window", "continue", "cached"])
+@pytest.mark.parametrize("mode", ["window", "cached"])
 @pytest.mark.parametrize(("context", "fade"), [(0, 0), (0, 480), (1, 480), (5, 2400), (100, 480)])
 def test_every_token_becomes_960_samples(tts: Any, context: int, fade: int, mode: str) -> None:
     renderer = Renderer(tts.s3gen, tts.conds.gen, context, fade, 0, FlowPlan(mode, steps=2), largest_chunk=13)
@@ -162,21 +162,21 @@ def test_a_window_computes_all_of_it_and_cached_each_frame_once(tts: Any, calls:
 
 
 def test_streams_in_turn_with_two_settings_read_the_voice_once_each(tts: Any, calls: list[tuple[int, int]]) -> None:
-    plans = [FlowPlan("cached", steps=1, guided_steps=number) for number in (0, 1)]
+    plans = [FlowPlan("cached", steps=1, prompt_tokens=number) for number in (8, 10)]
     for plan in plans * 2:
         spoken(tts, plan, sizes=(10,))
     assert len(calls) == 2 * 2 + 2  # the prompt and a chunk, then a chunk alone
     spoken(tts, FlowPlan("cached", steps=2), sizes=(10,))
-    pool = linears.kept(tts.s3gen.flow, "pasts", list)
+    pool = kept.kept(tts.s3gen.flow, "pasts", list)
     assert len(pool) == 2  # the oldest made room
 
 
 def test_another_voice_is_read_anew(tts: Any, calls: list[tuple[int, int]]) -> None:
-    plan = FlowPlan("cached", steps=1, guided_steps=0)
+    plan = FlowPlan("cached", steps=1)
     first = spoken(tts, plan)
     other = dict(tts.conds.gen, embedding=-tts.conds.gen["embedding"])
     Renderer(tts.s3gen, other, 20, 0, 0, plan, 10).push(codes(10))
-    assert calls[-2:] == [(1, 20), (1, 20)]
+    assert calls[-2:] == [(2, 20), (2, 20)]
     assert all(map(torch.equal, spoken(tts, plan), first))
 
 
@@ -205,32 +205,11 @@ def test_streams_that_take_turns_do_not_hear_one_another(tts: Any) -> None:
     assert all(torch.equal(a, b) and torch.equal(a, c) for a, (b, c) in zip(alone, both, strict=True))
 
 
-def test_continuing_keeps_the_mel_that_was_made_and_shows_it_to_the_flow(tts: Any) -> None:
-    flow, tokens = Flow(tts.s3gen, tts.conds.gen, FlowPlan("continue", steps=3)), codes(20)
-    with torch.inference_mode():
-        made = flow.mel(tokens[:12], 0)
-        conditions: list[torch.Tensor] = []
-        inner = flow._solved
-        flow._solved = lambda hidden, condition, noise: conditions.append(condition) or inner(hidden, condition, noise)
-        mel = flow.mel(tokens, 0, made)
-        assert torch.equal(mel[:, :, :24], made)
-        assert torch.equal(conditions[0], F.pad(torch.cat([flow.prompt_mel, made], 2), (0, 16)))
-        window = Flow(tts.s3gen, tts.conds.gen, FlowPlan("window", steps=3)).mel(tokens, 0, made)
-    assert not torch.allclose(mel[:, :, 24:], window[:, :, 24:], atol=1e-3)
-
-
-def test_guidance_for_some_steps_takes_one_row_for_the_others(tts: Any, calls: list[tuple[int, int]]) -> None:
-    for mode in ("window", "cached"):
-        del calls[:]
-        spoken(tts, FlowPlan(mode, steps=5, guided_steps=2), sizes=(7,))
-        assert [rows for rows, _ in calls[-5:]] == [2, 2, 1, 1, 1]
-
-
 def test_a_shorter_prompt_is_its_end(tts: Any) -> None:
     flow = Flow(tts.s3gen, tts.conds.gen, FlowPlan(prompt_tokens=4))
     assert torch.equal(flow.prompt_token, tts.conds.gen["prompt_token"][:, -4:])
     assert torch.equal(flow.prompt_mel, tts.conds.gen["prompt_feat"][:, -8:].mT)
-    for mode in ("window", "continue", "cached"):
+    for mode in ("window", "cached"):
         chunks = spoken(tts, FlowPlan(mode, steps=1, prompt_tokens=0), sizes=(5, 5))
         assert [chunk.shape[1] for chunk in chunks] == [4800, 4800]
 

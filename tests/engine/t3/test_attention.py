@@ -12,11 +12,11 @@ from conftest import TEXT
 from transformers import DynamicCache
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine.settings import ANALYZERS
-from chatterbox_lab.engine.stream import conditioning, encode_text
-from chatterbox_lab.engine.t3 import attention
+from chatterbox_lab.engine.request import encode_text
+from chatterbox_lab.engine.t3 import attention, backends, eager, spies
 from chatterbox_lab.engine.t3.alignment import AlignmentTracker, guard_logits
-from chatterbox_lab.engine.t3.decode import decode, prompt
+from chatterbox_lab.engine.t3.backends import ANALYZERS
+from chatterbox_lab.engine.t3.decode import conditioning, decode, prompt
 from chatterbox_lab.study import fallback, logs, upstream
 from chatterbox_lab.voices import load as models
 
@@ -50,7 +50,7 @@ def test_upstreams_streaming_tokens_are_the_same(tts: Any) -> None:
         torch.manual_seed(4)
         text = encode_text(tts, TEXT)
         chunks = list(tts.inference_stream(t3_cond=tts.conds.t3, text_tokens=text, max_new_tokens=30, chunk_size=10))
-    attention.remove_spies(tts.t3.tfmr)
+    spies.remove_spies(tts.t3.tfmr)
     tokens = lab.speech_tokens(tts, TEXT, seed=4, max_new_tokens=30, ignore_eos=True)
     assert torch.equal(tokens, torch.cat(chunks, 1)[0])
 
@@ -78,7 +78,7 @@ def test_the_stop_token_ends_the_stream(tts: Any, monkeypatch: pytest.MonkeyPatc
 
 
 @pytest.mark.parametrize("heads", [attention.FORK_HEADS, attention.LATER_HEADS])
-def test_rows_are_those_of_the_attention_maps(tts: Any, heads: attention.Heads) -> None:
+def test_rows_are_those_of_the_attention_maps(tts: Any, heads: backends.Heads) -> None:
     embeds, text = prefill(tts)
     step = torch.randn(2, 1, tts.t3.dim) * 0.02
     rows: dict[str, list[torch.Tensor]] = {}
@@ -105,7 +105,7 @@ def test_how_many_layers_fall_back(tts: Any, mode: str, manual: int) -> None:
 
 
 @pytest.mark.parametrize("heads", [((14, 0),), ((-1, None),), ((9, 16),)])
-def test_a_head_that_does_not_exist_is_refused(tts: Any, heads: attention.Heads) -> None:
+def test_a_head_that_does_not_exist_is_refused(tts: Any, heads: backends.Heads) -> None:
     with pytest.raises(ValueError, match="heads="):
         attention.Attention(tts.t3.tfmr, "probe", (0, 5), heads)
 
@@ -177,7 +177,7 @@ def upstream_decision(analyzer: AlignmentStreamAnalyzer, rows: torch.Tensor, tex
 @pytest.mark.parametrize("seed", [0, 1, 2])
 def test_decisions_are_upstreams_step_by_step(tts: Any, kind: str, text: int, seed: int) -> None:
     analyzer = AlignmentStreamAnalyzer(tts.t3.tfmr, None, (0, text), eos_idx=3)
-    attention.remove_spies(tts.t3.tfmr)
+    spies.remove_spies(tts.t3.tfmr)
     tracker = AlignmentTracker(text)
     for rows in synthetic_rows(kind, text, 80, seed):
         expected = upstream_decision(analyzer, rows, text)
@@ -204,7 +204,7 @@ def test_the_guard_ends_a_long_tail(tts: Any, monkeypatch: pytest.MonkeyPatch) -
     text = encode_text(tts, TEXT).shape[1]
     rows = iter(synthetic_rows("walks", text, 200, 0))
     given = property(lambda self: next(rows), lambda self, value: None)
-    monkeypatch.setattr(attention.Attention, "rows", given, raising=False)
+    monkeypatch.setattr(eager.EagerT3, "rows", given)
     tokens = lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=150, analyzer="probe", guard=True)
     assert 45 < len(tokens) < 70
 
@@ -216,7 +216,7 @@ def test_every_stock_call_leaves_another_spy(voice: Any) -> None:
         found.append(fallback.count_spies(voice.t3.tfmr))
     lab.speech_tokens(voice, TEXT, seed=0, max_new_tokens=2, analyzer="layer")
     assert fallback.count_spies(voice.t3.tfmr) == found[-1]  # put back as it was
-    attention.remove_spies(voice.t3.tfmr)
+    spies.remove_spies(voice.t3.tfmr)
     assert found == [{"hooks": n, "wrapped forwards": n} for n in (1, 2, 3)]
     assert fallback.count_spies(voice.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
 
@@ -224,7 +224,7 @@ def test_every_stock_call_leaves_another_spy(voice: Any) -> None:
 def test_the_guard_looks_on_where_the_stop_is_ignored(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     rows = iter(synthetic_rows("walks", encode_text(tts, TEXT).shape[1], 200, 0))
     given = property(lambda self: next(rows), lambda self, value: None)
-    monkeypatch.setattr(attention.Attention, "rows", given, raising=False)
+    monkeypatch.setattr(eager.EagerT3, "rows", given)
     tokens = lab.speech_tokens(tts, TEXT, seed=0, max_new_tokens=90, analyzer="probe", guard=True, ignore_eos=True)
     assert len(tokens) == 90
     assert tokens.max() < 6561
@@ -234,7 +234,7 @@ def test_a_watched_model_still_has_its_spies_lifted(tts: Any) -> None:
     AlignmentStreamAnalyzer(tts.t3.tfmr, None, (0, 5))
     with fallback.watch_layers(tts.t3.tfmr) as counts:
         lab.speech_tokens(tts, TEXT, seed=2, max_new_tokens=1, ignore_eos=True)
-    attention.remove_spies(tts.t3.tfmr)
+    spies.remove_spies(tts.t3.tfmr)
     assert all(set(count) == {"sdpa"} for count in counts)
 
 
@@ -252,7 +252,7 @@ def test_a_spy_left_behind_changes_nothing_in_our_stream(tts: Any) -> None:
     clean = lab.speech_tokens(tts, TEXT, seed=2, max_new_tokens=15, ignore_eos=True)
     AlignmentStreamAnalyzer(tts.t3.tfmr, None, (0, 5))
     spied = lab.speech_tokens(tts, TEXT, seed=2, max_new_tokens=15, ignore_eos=True)
-    attention.remove_spies(tts.t3.tfmr)
+    spies.remove_spies(tts.t3.tfmr)
     assert torch.equal(spied, clean)
 
 

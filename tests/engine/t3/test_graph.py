@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -12,9 +13,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import linears
-from chatterbox_lab.engine.stream import conditioning, encode_text
+from chatterbox_lab.engine import kept
+from chatterbox_lab.engine.request import encode_text
 from chatterbox_lab.engine.t3 import attention, decode, graph
+from chatterbox_lab.engine.t3.backends import BACKENDS
+from chatterbox_lab.engine.t3.decode import conditioning
 
 LONG = "One two three, four five six, seven eight nine; and ten to finish this long sentence with."
 
@@ -64,11 +67,11 @@ class Recorder:
 @pytest.fixture
 def recorder(monkeypatch: pytest.MonkeyPatch) -> Iterator[Recorder]:
     found = Recorder()
-    linears._kept.clear()
+    kept._kept.clear()
     monkeypatch.setattr(graph, "captured", found)
-    monkeypatch.setattr("chatterbox_lab.engine.stream.check_backend", lambda *_: None)
+    monkeypatch.setitem(BACKENDS, "graph", replace(BACKENDS["graph"], devices=("cpu",)))
     yield found
-    linears._kept.clear()
+    kept._kept.clear()
 
 
 def test_a_cpu_is_refused_with_a_clear_error(tts: Any) -> None:
@@ -138,7 +141,7 @@ def test_a_graph_is_given_back_by_a_call_that_failed(tts: Any, recorder: Recorde
     stream = lab.generate_stream(tts, TEXT, chunk_size=5, **fixed)
     next(stream)
     stream.close()
-    free = linears.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), list)
+    free = kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), list)
     assert len(free) == 1
     said = lab.speech_tokens(tts, LONG, **fixed)
     assert torch.equal(said, lab.speech_tokens(tts, LONG, **fixed | {"backend": "static"}))
@@ -156,7 +159,7 @@ def test_a_renderer_that_fails_gives_the_graph_back(
     with pytest.raises(RuntimeError, match="no audio today") as caught:
         list(lab.generate_stream(tts, TEXT, chunk_size=5, seed=0, max_new_tokens=10, ignore_eos=True, backend="graph"))
     assert caught.tb is not None  # as in a notebook, where the last error's frames stay
-    assert len(linears.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), list)) == 1
+    assert len(kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), list)) == 1
 
 
 def test_without_a_seed_the_default_generator_decides(tts: Any, recorder: Recorder) -> None:

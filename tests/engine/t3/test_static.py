@@ -9,11 +9,12 @@ from conftest import TEXT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import linears
-from chatterbox_lab.engine.settings import READ_BESIDE
-from chatterbox_lab.engine.stream import conditioning, encode_text
-from chatterbox_lab.engine.t3 import attention, static
-from chatterbox_lab.engine.t3.decode import embed, prompt
+from chatterbox_lab.engine import kept
+from chatterbox_lab.engine.request import encode_text
+from chatterbox_lab.engine.t3 import attention, backends, static
+from chatterbox_lab.engine.t3.backends import READ_BESIDE
+from chatterbox_lab.engine.t3.decode import conditioning, prompt
+from chatterbox_lab.engine.t3.eager import embed
 from chatterbox_lab.study import logs
 
 TEXTS = (TEXT, "No.", "One two three, four five six, seven eight nine; and ten to finish this long sentence with.")
@@ -34,7 +35,7 @@ def test_same_seed_same_tokens_as_upstream(tts: Any, mode: str, text: str) -> No
 
 
 @pytest.mark.parametrize("heads", [attention.FORK_HEADS, attention.LATER_HEADS])
-def test_states_and_rows_are_those_of_transformers(tts: Any, heads: attention.Heads) -> None:
+def test_states_and_rows_are_those_of_transformers(tts: Any, heads: backends.Heads) -> None:
     embeds, text = prefill(tts)
     ours = static.StaticT3(tts.t3.tfmr, "probe", text, embeds.shape[1] + 20, heads)
     theirs = attention.Attention(tts.t3.tfmr, "probe", text, heads)
@@ -114,7 +115,7 @@ def test_a_voice_is_prefilled_once(tts: Any, monkeypatch: pytest.MonkeyPatch) ->
         return run(self, hidden, *rest)
 
     monkeypatch.setattr(static.StaticT3, "run", counted)
-    linears._kept.clear()
+    kept._kept.clear()
     for text in TEXTS:
         embeds, where = prefill(tts, text)
         attend = static.StaticT3(tts.t3.tfmr, "probe", where, embeds.shape[1])
@@ -130,7 +131,7 @@ def test_the_conditioning_is_made_once_for_a_voice(tts: Any, monkeypatch: pytest
     made = []
     encode = tts.t3.cond_enc.forward
     monkeypatch.setattr(tts.t3.cond_enc, "forward", lambda cond: made.append(cond) or encode(cond))
-    linears._kept.clear()
+    kept._kept.clear()
     for exaggeration, count in ((0.5, 1), (0.5, 1), (0.9, 2), (0.9, 2), (0.5, 3)):
         prompt(tts.t3, conditioning(tts, exaggeration), encode_text(tts, TEXT))
         assert len(made) == count

@@ -1,0 +1,75 @@
+"""T3 step by step, every operation launched as it comes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Protocol
+
+import torch
+
+from .backends import Setup
+from .sampling import sample
+
+
+class Attends(Protocol):
+    """T3's transformer with all that was said before, such as `Attention` and `StaticT3`."""
+
+    rows: torch.Tensor | None
+
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """Hidden states (2, T, C), at least of the last position, of a prompt's embeddings (2, T, C)."""
+
+    def __call__(self, embeds: torch.Tensor) -> torch.Tensor:
+        """Hidden states (2, T, C) of the embeddings (2, T, C) that follow."""
+
+
+class EagerT3:
+    """The `Stepper` of every backend that launches its operations one by one.
+
+    Args:
+        setup: of the call.
+        attend: T3's transformer, with nothing said yet.
+        head: logits (2, T, V) of hidden states (2, T, C), for decode steps.
+    """
+
+    def __init__(self, setup: Setup, attend: Attends, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
+        self.t3, self.how, self.generator = setup.t3, setup.how, setup.generator
+        self.attend, self.head = attend, head
+        self.seen = torch.zeros((1, self.t3.hp.speech_tokens_dict_size), dtype=torch.bool, device=self.t3.device)
+        self.seen[:, self.t3.hp.start_speech_token] = True
+        self.token: torch.Tensor | None = None
+
+    @property
+    def rows(self) -> torch.Tensor | None:
+        """As `Stepper.rows`."""
+        return self.attend.rows
+
+    def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
+        """As `Stepper.prefill`."""
+        return self.t3.speech_head(self.attend.prefill(embeds, voice)[:, -1:])[:, -1]
+
+    def step(self, position: int) -> torch.Tensor:
+        """As `Stepper.step`."""
+        return self.head(self.attend(embed(self.t3, self.token, position)))[:, -1]
+
+    def pick(self, logits: torch.Tensor) -> torch.Tensor:
+        """As `Stepper.pick`."""
+        self.token = sample(logits, self.seen, self.how, self.generator)
+        self.seen.scatter_(1, self.token, True)
+        return self.token
+
+    def say(self, token: torch.Tensor) -> None:
+        """As `Stepper.say`."""
+        self.token = token
+
+
+def embed(t3: torch.nn.Module, token: torch.Tensor, position: int) -> torch.Tensor:
+    """The embedding (2, 1, C) of one speech token (1, 1) for the conditional and the unconditional row."""
+    return token_embedding(t3.speech_emb, t3.speech_pos_emb.emb, token, position)
+
+
+def token_embedding(
+    words: torch.nn.Embedding, places: torch.nn.Embedding, token: torch.Tensor, position: int | torch.Tensor
+) -> torch.Tensor:
+    """The embedding (2, 1, C) of a speech token (1, 1) at its place, an int or int64 (1,), for both CFG rows."""
+    return (words(token) + places.weight[position]).expand(2, -1, -1)
