@@ -42,7 +42,9 @@ COMMANDS = {
     "releases": Command(
         "study.releases", "what other releases of transformers do (downloads them)", "--cache build/releases"
     ),
-    "measure": Command("training.evaluate", "how well a model is understood on sentences it never saw", "--model lab"),
+    "measure": Command(
+        "training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"
+    ),
     "train": Command("training.__main__", "the recipe of the lab voice, a stage a call", "text --smoke"),
 }
 
@@ -60,7 +62,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         name: named.add_parser(
             name,
             help=one.does,
-            description=one.does.capitalize() + ".",
+            description=one.does[0].upper() + one.does[1:] + ".",
             epilog=f"example: chatterbox-lab {name} {one.example}",
         )
         for name, one in COMMANDS.items()

@@ -20,12 +20,11 @@ from tqdm.auto import tqdm
 from ..engine.request import encode_text
 from ..engine.settings import StreamSettings, whole_number
 from ..engine.t3.backends import ANALYZERS
-from ..engine.t3.decode import step_bytes
 from ..engine.warm import warm_up
 from ..voices.load import DTYPES, load, pick_device
 from . import command, streams
 from .logs import quiet
-from .machine import machine_facts, read_seconds, tune_torch
+from .machine import machine_facts, read_seconds, step_bytes, tune_torch
 from .records import Record
 from .s3gen_ladder import SOUNDS
 from .streams import SHAPE, UPSTREAM, Variants

@@ -121,6 +121,12 @@ def read_seconds(size: int, device: str | torch.device, repeats: int = 10) -> fl
     return min(taken)
 
 
+def step_bytes(t3: torch.nn.Module) -> int:
+    """Bytes of weights that every decode step reads: layers, last norm and speech head, once for both CFG rows."""
+    modules = (t3.tfmr.layers, t3.tfmr.norm, t3.speech_head)
+    return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
+
+
 class TorchFlags:
     """The values that PyTorch's speed flags had before `tune_torch`; restores them on request or on leaving."""
 

@@ -1,6 +1,7 @@
-"""Makes the lab voice, a stage a command: text, corpus, t3, flow, vocoder, voice. Each goes on where it stopped.
+"""Makes the lab voice, a stage a call: text, corpus, t3, flow, vocoder, voice. Each goes on where it stopped.
 
-``measure`` then reads the held-out sentences with the voice and writes what was understood.
+The stage ``measure`` then reads the held-out sentences with the voice and writes what was understood into its folder.
+``chatterbox-lab train STAGE`` and ``python -m chatterbox_lab.training STAGE`` are the same.
 """
 
 from __future__ import annotations
@@ -8,18 +9,21 @@ from __future__ import annotations
 import argparse
 import json
 import shutil
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Sequence
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 
 import pandas as pd
 import tokenizers
 import torch
 
-from chatterbox_lab.voices import config
-
 from ..files import REPOSITORY, written_whole
-from ..voices.load import load, save
+from ..study import command
+from ..voices import config
+from ..voices.folder import save
+from ..voices.load import load
 from . import card, corpus, evaluate, flow, t3, text, vocoder, voice
 from .loop import Plan, Stage
 
@@ -31,28 +35,36 @@ PLANS = {
 HELD_BACK = 64  # utterances at the corpus's end that no stage learns from
 
 
-def main(arguments: list[str] | None = None) -> None:
-    """The command line."""
-    options = _parser().parse_args(arguments)
+def add_options(parser: argparse.ArgumentParser) -> None:
+    """The options of ``chatterbox-lab train``."""
+    folder, voice_folder = REPOSITORY / "build" / "lab", REPOSITORY / "data" / "lab"
+    add = partial(parser.add_argument, metavar="X")
+    parser.add_argument("stage", choices=STAGES, metavar="STAGE", help="%(choices)s, in this order")
+    add("--folder", type=Path, default=folder, help="where the stages meet (default: build/lab)")
+    add("--steps", type=_positive, help="of training, instead of the recipe's")
+    add("--batch", type=_positive, help="examples a step, instead of the recipe's")
+    add("--rate", type=float, help="highest learning rate, instead of the recipe's")
+    add("--voice", type=Path, help="a finished model to go on from, where there is no checkpoint")
+    add("--sentences", type=_positive, default=16000, help="that the teacher reads (default: 16000)")
+    add("--lexicon", type=_positive, default=25000, help="words with known phones (default: 25000)")
+    add("--jobs", type=_positive, default=2, help="processes that make the corpus (default: 2)")
+    add("--threads", type=_positive, default=torch.get_num_threads(), help="of a training stage")
+    add("--to", type=Path, default=voice_folder, help="the model's folder (default: data/lab)")
+    parser.add_argument("--smoke", action="store_true", help="tiny sizes, a few steps: does the recipe run?")
+
+
+def run(options: argparse.Namespace) -> int:
+    """Runs a stage."""
     torch.set_num_threads(options.threads)
     STAGES[options.stage](options)
+    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
+def main(arguments: Sequence[str] | None = None) -> int:
+    """``python -m chatterbox_lab.training``; returns the exit status."""
     parser = argparse.ArgumentParser(prog="python -m chatterbox_lab.training", description=__doc__)
-    parser.add_argument("stage", choices=STAGES)
-    parser.add_argument("--folder", type=Path, default=REPOSITORY / "build" / "lab", help="where the stages meet")
-    parser.add_argument("--steps", type=_positive, help="of training, instead of the recipe's")
-    parser.add_argument("--batch", type=_positive, help="examples a step, instead of the recipe's")
-    parser.add_argument("--rate", type=float, help="highest learning rate, instead of the recipe's")
-    parser.add_argument("--voice", type=Path, help="a finished voice to go on from, where there is no checkpoint")
-    parser.add_argument("--sentences", type=_positive, default=16000, help="that the teacher reads")
-    parser.add_argument("--lexicon", type=_positive, default=25000, help="words that the tokenizer has phones for")
-    parser.add_argument("--jobs", type=_positive, default=2, help="processes that make the corpus")
-    parser.add_argument("--threads", type=_positive, default=torch.get_num_threads(), help="of a training stage")
-    parser.add_argument("--to", type=Path, default=REPOSITORY / "data" / "lab", help="the voice's folder")
-    parser.add_argument("--smoke", action="store_true", help="tiny sizes, a few steps: does the recipe run?")
-    return parser
+    add_options(parser)
+    return command.call(run, parser.parse_args(arguments), parser)
 
 
 def _positive(value: str) -> int:
@@ -72,7 +84,7 @@ def _corpus(options: argparse.Namespace) -> None:
 
 
 def _train(name: str) -> Callable[[argparse.Namespace], None]:
-    def run(options: argparse.Namespace) -> None:
+    def train(options: argparse.Namespace) -> None:
         plan = _plan(name, options)
         items = corpus.load(options.folder, speech=name == "vocoder")
         held = min(HELD_BACK, len(items) // 4)
@@ -82,7 +94,7 @@ def _train(name: str) -> Callable[[argparse.Namespace], None]:
         losses, check = _BATCHES[name](options, stage, items[:-held], items[-held:])
         stage.run(losses, check)
 
-    return run
+    return train
 
 
 def _resumed(name: str, module: torch.nn.Module, folder: Path) -> list[dict[str, float]]:
@@ -162,4 +174,4 @@ STAGES = (
 )
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

@@ -15,9 +15,8 @@ import torch
 from chatterbox_lab.__main__ import main
 from chatterbox_lab.engine.clock import StreamMetrics
 from chatterbox_lab.engine.stream import speech_tokens
-from chatterbox_lab.engine.t3 import decode
 from chatterbox_lab.files import REPOSITORY
-from chatterbox_lab.study import benchmark, streams
+from chatterbox_lab.study import benchmark, machine, streams
 from chatterbox_lab.voices.build import LabTTS
 
 SHORT = ["--model", "tiny", "--device", "cpu", "--chunk-size", "3", "--tokens", "3", "--rounds", "2"]
@@ -122,7 +121,7 @@ def test_the_command_line_measures_a_grid(loaded: LabTTS, tmp_path: Path, capsys
     assert dict(zip(measured["chunk_size"], measured["tokens"], strict=True)) == {0: 3, 2: 4, 3: 3}
     assert dict(zip(measured["chunk_size"], measured["chunk_count"], strict=True)) == {0: 1, 2: 2, 3: 1}
     assert {"torch", "commit", "machine", "model", "dtype", "text", "seed", "step_limit_seconds"} <= set(runs.columns)
-    assert (runs["step_bytes"] == decode.step_bytes(loaded.t3)).all()
+    assert (runs["step_bytes"] == machine.step_bytes(loaded.t3)).all()
 
 
 def test_other_tokens_are_found_out(
