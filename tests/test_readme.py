@@ -26,7 +26,13 @@ import readme
 
 PLACES = (".", "chatterbox_lab/engine", "notebooks", "data", "data/lab")
 READMES = [REPOSITORY / place / "README.md" for place in PLACES]
-each_readme = pytest.mark.parametrize("path", READMES, ids=lambda path: str(path.parent.relative_to(REPOSITORY)))
+
+
+def place(path: Path) -> str:
+    return str(path.parent.relative_to(REPOSITORY))
+
+
+each_readme = pytest.mark.parametrize("path", READMES, ids=place)
 
 
 def blocks(path: Path, language: str) -> list[str]:
@@ -125,10 +131,10 @@ def test_every_link_and_picture_of_a_readme_is_there(path: Path) -> None:
     for target in re.findall(r"\]\(([^)\s]+)\)", path.read_text()):
         if not target.startswith("https://"):
             file, _, heading = target.partition("#")
-            place = (path.parent / file).resolve() if file else path
-            assert place.exists(), target
+            there = (path.parent / file).resolve() if file else path
+            assert there.exists(), target
             if heading:
-                titles = re.findall(r"^#+ (.+)$", place.read_text(), re.MULTILINE)
+                titles = re.findall(r"^#+ (.+)$", there.read_text(), re.MULTILINE)
                 assert heading in {re.sub(r"[^\w -]", "", title.lower()).replace(" ", "-") for title in titles}, target
 
 
@@ -152,7 +158,7 @@ def test_every_record_has_a_line_in_the_table_of_records() -> None:
         assert file.stem in kinds or file.stem.split("_")[0] in kinds | {f"{n:02}" for n in range(100)}, file.name
 
 
-@pytest.mark.parametrize("path", readme.TABLES, ids=lambda path: path.parent.name)
+@pytest.mark.parametrize("path", readme.TABLES, ids=place)
 def test_the_tables_of_a_readme_are_the_recorded_ones(path: Path) -> None:
     assert readme.filled(path) == path.read_text()
 
