@@ -15,6 +15,7 @@ import psutil
 import torch
 
 from ..engine.clock import StageClock
+from ..engine.linears import multiplies
 from ..files import REPOSITORY
 
 RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
@@ -37,7 +38,7 @@ def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
         "cpu_family": _number(_cpuinfo("cpu family")),
         "cpu_model": _number(_cpuinfo("model")),
         "cpu_capability": torch.backends.cpu.get_cpu_capability(),
-        "bfloat16": _multiplies_bfloat16(),
+        "bfloat16": multiplies(torch.bfloat16, torch.device("cpu")),
         "cores": len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count(),
         "threads": torch.get_num_threads(),
         "memory_gib": round(psutil.virtual_memory().total / 2**30),
@@ -92,10 +93,6 @@ def _cpuinfo(name: str) -> str:
 
 def _number(text: str) -> int | str:
     return int(text) if text.isdecimal() else ""
-
-
-def _multiplies_bfloat16() -> bool:
-    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
 def _version(package: str) -> str:
