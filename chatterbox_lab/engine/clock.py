@@ -89,7 +89,8 @@ def measured(chunks: Chunks, clock: StageClock, sample_rate: int) -> Measured:
         sample_rate: samples per second of the audio.
     """
     metrics = StreamMetrics()
-    reset_peak_memory(clock.device)
+    if torch.device(clock.device).type == "cuda":
+        torch.cuda.reset_peak_memory_stats(clock.device)
     elapsed = samples = 0
     try:
         while True:
@@ -117,12 +118,6 @@ def _fill(metrics: StreamMetrics, clock: StageClock, elapsed: float, duration: f
     metrics.watermark_seconds = clock.seconds["watermark"]
     metrics.tokens = clock.calls["token"]
     metrics.peak_memory_bytes = max(metrics.peak_memory_bytes, memory_in_use(clock.device))
-
-
-def reset_peak_memory(device: str | torch.device) -> None:
-    """Starts a new peak where the device keeps one (CUDA)."""
-    if torch.device(device).type == "cuda":
-        torch.cuda.reset_peak_memory_stats(device)
 
 
 def memory_in_use(device: str | torch.device) -> int:

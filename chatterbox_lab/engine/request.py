@@ -74,8 +74,6 @@ def encode_text(tts: ChatterboxTTS, text: str) -> torch.Tensor:
     tokens = tts.tokenizer.text_to_tokens(punc_norm(text)).long().to(tts.device)
     count, most = tokens.shape[1], hp.max_text_tokens
     if count > most:
-        raise ValueError(
-            f"text of {len(text)} characters: is {count} text tokens, {most} fit; speak it in parts"
-        )
+        raise ValueError(f"text of {len(text)} characters: is {count} text tokens, {most} fit; speak it in parts")
     tokens = F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
     return tokens.repeat(2, 1)

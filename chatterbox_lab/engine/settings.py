@@ -121,7 +121,7 @@ class StreamSettings:
                 words = f"only {_words(having)} can; choose one of {_words(allowed)}"
                 raise ValueError(f"{name}={value!r} with {asked}: {words}")
             rows = [row for row in rows if value in getattr(row, offered)]
-            asked += f" and {name}={value!r}"
+            asked += f" and {name}={value!r}" * (value != "loaded")
 
     @property
     def fade(self) -> float:

@@ -12,7 +12,6 @@ from ..kept import kept
 
 SAMPLES_PER_FRAME = 480
 """HiFT's upsampling, 8 * 5 * 3, times the hop of its inverse STFT, 4: 24 kHz over 50 frames a second."""
-_SAMPLES_PER_TOKEN = 960
 
 
 class Vocoder:
@@ -80,8 +79,8 @@ class Excitation:
         return self.source.l_tanh(self.source.l_linear(waves.mT)).mT
 
     def _noise(self, samples: int) -> torch.Tensor:
-        shape = (self.harmonics, _SAMPLES_PER_TOKEN)
-        pieces = [torch.randn(shape, generator=self.generator) for _ in range(samples // _SAMPLES_PER_TOKEN)]
+        shape = (self.harmonics, 2 * SAMPLES_PER_FRAME)  # a token's
+        pieces = [torch.randn(shape, generator=self.generator) for _ in range(samples // shape[1])]
         return torch.cat(pieces, dim=1)[None]
 
 

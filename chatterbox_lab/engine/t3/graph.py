@@ -19,7 +19,7 @@ from chatterbox.models.t3 import T3
 from ..clock import synchronize
 from ..kept import kept
 from ..linears import head_linear
-from .backends import Heads, Setup, Span
+from .backends import Heads, Setup
 from .eager import token_embedding
 from .sampling import Sampling, sample
 from .static import Place, StaticT3
@@ -61,13 +61,12 @@ class GraphT3:
         self.graphs: dict[tuple, Work] = {}
         self.text, self.rows, self.key = (0, 0), None, ()
 
-    def begin(self, text: Span, how: Sampling, generator: torch.Generator | None, needed: int) -> GraphT3:
-        """Ready for another call: what was said is forgotten, and what ``needed`` positions may replay is captured.
+    def begin(self, setup: Setup, random: torch.Tensor) -> None:
+        """Ready for another call: what was said is forgotten, and what the call may replay is captured.
 
-        The random numbers go on from the generator's state, None is PyTorch's default generator of the device; `end`
-        brings it up to date.
+        The random numbers go on from the state ``random`` of a generator.
         """
-        self.text, self.attend.text, self.attend.length = text, text, 0
+        how, self.text, self.attend.text, self.attend.length = setup.how, setup.text, setup.text, 0
         self.spoken.zero_()
         self.seen.zero_()
         self.seen[:, self.start] = True
@@ -75,21 +74,10 @@ class GraphT3:
         self.key = ("sampling", how.greedy, how.never)
         if self.key not in self.graphs:  # before the seed: capturing draws random numbers
             self._capture(self.key, lambda: self._pick(how))
-        for window in self._windows(needed):
+        for window in self._windows(setup.capacity):
             if ("step", window) not in self.graphs:
                 self._capture(("step", window), partial(self._forward, window))
-        self.generator.set_state(self._source(generator).get_state())
-        return self
-
-    def end(self, generator: torch.Generator | None) -> None:
-        """Brings the generator that `begin` was given to where the call has left it."""
-        self._source(generator).set_state(self.generator.get_state())
-
-    def _source(self, generator: torch.Generator | None) -> torch.Generator:
-        if generator is not None:
-            return generator
-        cuda = self.token.device.type == "cuda"
-        return torch.cuda.default_generators[self.token.device.index] if cuda else torch.default_generator
+        self.generator.set_state(random)
 
     def _windows(self, needed: int) -> list[int]:
         windows = [_SHORTEST]
@@ -187,11 +175,16 @@ def stepper(setup: Setup) -> Iterator[GraphT3]:
         free.clear()  # too short for what is asked now: their memory goes to the longer one
         capacity = -(-setup.capacity // _GRAIN) * _GRAIN
         graph = GraphT3(setup.t3, setup.analyzer, setup.heads, capacity)
+    generator = setup.generator or _default_generator(setup.t3.device)
     try:
-        graph.begin(setup.text, setup.how, setup.generator, setup.capacity)
+        graph.begin(setup, generator.get_state())
         try:
             yield graph
         finally:
-            graph.end(setup.generator)
+            generator.set_state(graph.generator.get_state())
     finally:
         free.append(graph)
+
+
+def _default_generator(device: torch.device) -> torch.Generator:
+    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
