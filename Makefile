@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help .venv run test unit notebooks lab lint readme screenshot record lock clean
+.PHONY: help .venv hear run test unit notebooks lab lint readme screenshot record lock clean
 
 help: ## this list
 	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -29,16 +29,20 @@ $(READY): pyproject.toml constraints.txt
 	fi
 	@touch $(READY)
 
-run: $(READY) ## executes every notebook with papermill, writes figures/ and data/, prints the verdicts
+hear: $(READY) ## the first sentence, to build/hello.wav
+	@mkdir -p build
+	$(BIN)/python -m chatterbox_lab speak "Hello there. This sentence was made on your own machine." -o build/hello.wav
+
+run: $(READY) ## executes every notebook with papermill into build/, prints the verdicts
 	$(BIN)/python notebooks/run.py
 
 test: unit notebooks ## unit tests, then the notebooks as tests
 
 # Two processes of one thread each: tests are too small to share two threads, which then wait for one another.
-unit: $(READY)
+unit: $(READY) ## the unit tests alone
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest tests -n 2 --dist worksteal
 
-notebooks: $(READY)
+notebooks: $(READY) ## the notebooks as tests: their outputs are compared with the committed ones
 	CHATTERBOX_LAB_OUTPUT=$(CURDIR)/build/test $(BIN)/python -m pytest -p no:cacheprovider --timeout=1800 \
 	    --nbval --nbval-sanitize-with tests/nbval.cfg notebooks
 
@@ -52,10 +56,10 @@ readme: $(READY) ## fills the tables of README.md from data/
 	$(BIN)/python notebooks/readme.py
 
 screenshot: $(READY) ## draws the README's picture of the explorer (Chromium needed)
-	CHATTERBOX_LAB_SCREENSHOT=$(CURDIR)/figures/03_explorer.png $(BIN)/python -m pytest tests/test_browser.py
+	CHATTERBOX_LAB_SCREENSHOT=$(CURDIR)/figures/03_explorer.png $(BIN)/python -m pytest tests/show/test_browser.py
 
 record: $(READY) ## records again what other transformers versions do (downloads them)
-	$(BIN)/python data/record_transformers.py
+	$(BIN)/python -m chatterbox_lab releases
 
 lock: $(READY) ## writes constraints.txt from the environment
 	@mkdir -p build && set -o pipefail && $(BIN)/python -m pip freeze --all --exclude pip --exclude-editable | \
