@@ -77,7 +77,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def program() -> int:
-    """`main` for a process of its own, which may say what reaches its terminal."""
+    """`main` in a process that does nothing else, and so may decide what reaches the terminal."""
     os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
     return main()
 

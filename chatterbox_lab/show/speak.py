@@ -40,7 +40,7 @@ _MOST_SECONDS = 40  # 1000 speech tokens, what upstream generates at most
 
 
 class Player:
-    """A program that plays what it is given, in a process of its own; leaving its context ends it.
+    """A program that plays what it is given, in its own process; leaving the context ends it.
 
     Args:
         command: as in `PLAYERS`.
@@ -50,7 +50,7 @@ class Player:
     def __init__(self, command: str, rate: int) -> None:
         self.process = subprocess.Popen(command.format(rate=rate).split(), stdin=subprocess.PIPE)
         self._chunks: SimpleQueue[bytes | None] = SimpleQueue()
-        # A player takes its time: what it has not taken yet waits in a thread of its own, and not the speech.
+        # Writing to a player blocks until it has played: a thread does that, so that the next chunk is made meanwhile.
         self._feeder = Thread(target=self._feed, daemon=True)
         self._feeder.start()
 

@@ -15,10 +15,8 @@ from ..files import REPOSITORY
 
 PROMPTS: dict[str, str] = json.loads((REPOSITORY / "data" / "prompts.json").read_text(encoding="utf-8"))
 """Texts of three lengths, by name."""
-
-
 TOKENS_PER_CHARACTER = 25 / 15
-"""Speech tokens in a character of English at an ordinary pace, 15 characters a second; random weights know no end."""
+"""Speech tokens a character, at 15 characters a second: the length to ask for, as random weights never stop."""
 
 
 def chunks_of(stream: Measured) -> Iterator[dict[str, Any]]:

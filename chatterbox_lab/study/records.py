@@ -33,17 +33,17 @@ def save_results(table: pd.DataFrame, name: str, facts: dict[str, Any]) -> Path:
 
 
 class Record:
-    """Rows that are kept on disk while they are made, so that a long measurement can be stopped and gone on with.
+    """Rows that are written to disk as they are made, so that you can stop a long measurement and resume it.
 
     They collect in ``NAME.unfinished.csv``, which is written whole after every addition; `finish` moves it to
     ``NAME.csv``, whose former content stays until then.
 
     Args:
         path: of the finished CSV.
-        resume: goes on with the unfinished rows, or with the finished ones if there are no others.
+        resume: starts from the unfinished rows, or from the finished ones if there are no unfinished ones.
 
     Raises:
-        ValueError: there are unfinished rows and ``resume`` is False, or rows that are no CSV.
+        ValueError: there are unfinished rows and ``resume`` is False, or the file is not a CSV.
     """
 
     def __init__(self, path: Path, resume: bool = False) -> None:
@@ -58,7 +58,7 @@ class Record:
 
     @classmethod
     def continued(cls, path: Path) -> Record:
-        """Goes on with what an interrupt has left unfinished; begins anew where nothing is."""
+        """Resumes what an interrupt left unfinished; starts anew if there is nothing."""
         return cls(path, resume=path.with_suffix(".unfinished.csv").exists())
 
     def check(self, facts: dict[str, Any]) -> None:
@@ -81,7 +81,7 @@ class Record:
             self.table().to_csv(part, index=False)
 
     def hint(self) -> str:
-        """How an interrupted measurement goes on."""
+        """How to resume after an interrupt."""
         if not self.unfinished.exists():
             return "Nothing was measured yet."
         return f"{self.unfinished.name} has {len(self.rows)} rows; the same command with --resume goes on."
@@ -91,7 +91,7 @@ class Record:
         return pd.DataFrame(self.rows)
 
     def finish(self) -> Path:
-        """Puts the rows in the place of the last finished ones."""
+        """Replaces the last finished rows by these; returns their path."""
         if self.unfinished.exists():
             self.unfinished.replace(self.path)
         return self.path

@@ -1,9 +1,9 @@
 """What other releases of transformers do with a Llama that is asked for its attention maps.
 
-Upstream asks every layer of an SDPA Llama for attention maps and is pinned to transformers 4.46.3, which then leaves
-SDPA; this says what later releases do. ``chatterbox-lab releases`` installs each in a folder of its own (350 MB in
-all, removed afterwards unless ``--cache`` keeps them), lends it torch and all else from the environment, and probes it
-in a process of its own: a seeded Llama of 4 layers, float32, on the CPU. The columns of ``transformers.csv``:
+Upstream asks every layer of an SDPA Llama for attention maps and is pinned to transformers 4.46.3, which then falls
+back to manual attention; this says what later releases do. ``chatterbox-lab releases`` installs each in its own folder (350
+MB in all, removed afterwards unless ``--cache`` keeps them), and probes it in its own process, with torch and all else
+from the environment: a seeded Llama of 4 layers, float32, on the CPU. The columns of ``transformers.csv``:
 
 - ``transformers``, ``torch``: the versions that ran.
 - ``attention_maps``: layers whose map came back for ``output_attentions=True``, its rows summing to 1.
@@ -42,8 +42,8 @@ if TYPE_CHECKING:
     import torch
     from transformers import LlamaModel
 
-# With each release, what the environment may hold in a version that the release refuses; pinned, so that a later run
-# records the same thing.
+# With each release come the packages whose version in the environment it may refuse; pinned, so that a later run
+# records the same.
 RELEASES = {
     "4.46.3": ("tokenizers==0.20.3",),
     "4.48.3": ("tokenizers==0.21.4",),
@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> int:
     if options.probe:
         print(json.dumps(probe_release()))
         return 0
-    import pandas as pd  # none of these in a process that probes
+    import pandas as pd  # a process that probes needs none of these
     from tqdm import tqdm
 
     from .records import output_folder

@@ -77,7 +77,7 @@ def ours(
 def runs(
     variants: Variants, rounds: int, warm_up: int = 1, done: Collection[tuple[str, str, int]] = ()
 ) -> Iterator[dict[str, Any]]:
-    """Runs every variant once a round, in turn, so that a slow spell of the machine falls on all of them.
+    """Runs every variant once a round; they take turns (see `to_and_fro`).
 
     Args:
         variants: names and what starts their stream, each with the same text, seed and length.
@@ -109,7 +109,7 @@ def metrics_of(start: Callable[[], Measured]) -> dict[str, Any]:
         if not last:
             raise ValueError("the stream yielded nothing, so there is nothing to measure")
         return {"error": None} | asdict(last[0][1])
-    except Exception as error:  # whatever it is, the other variants are still worth measuring
+    except Exception as error:  # of any kind: the other variants are still worth measuring
         row = failure(error)
     free_memory()
     return row
@@ -163,9 +163,10 @@ def summary(table: pd.DataFrame, against: str = UPSTREAM, state: str = "warm") -
 
 
 def medians(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians by variant of what `runs` measured, in the units of its column names; ``x limit`` where that is known.
+    """Medians by variant of what `runs` measured, in the units of the column names.
 
-    The limit is the time to read T3's weights once (see `read_seconds`), the watermark's price a share of real time.
+    ``watermark (RTF)`` is a share of real time. ``T3 / limit`` is there where the record knows the limit, which is the
+    time to read T3's weights once (see `read_seconds`).
     """
     columns = {
         "RTF": table["rtf"],

@@ -113,7 +113,7 @@ class Sweep:
                 )
                 _warm_up(self, point, speak)
                 return [facts | row for row in speak()]
-        except Exception as error:  # whatever it is, the other points are still worth measuring
+        except Exception as error:  # of any kind: the other points are still worth measuring
             return [facts | {"chunk": 0, "error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}]
 
 
@@ -240,8 +240,8 @@ def _front(points: pd.DataFrame) -> pd.Series:
 
 WINDOWS = ((1, 0, 25), (1, 50, 25), (1, 0, 75), (1, 0, 150), (1, 0, 225), (2, 0, 25), (2, 125, 75), (2, 0, 200))
 WINDOWS += ((5, 0, 25), (5, 0, 225))
-"""Windows that tell whether their length alone sets S3Gen's price: the whole voice prompt, its half or its fifth, and
-tokens of context and chunk."""
+"""Windows that show whether S3Gen's time depends on their length alone: each is the voice prompt, whole, half or a
+fifth, with tokens of context and chunk."""
 
 
 def windows(

@@ -46,7 +46,7 @@ _USUAL = 2  # speech tokens per text token, roughly; only a limit is made of it
 class Way:
     """How tokens become audio: ``whole`` at once, in ``upstream``'s chunks, or in ``ours``; with which settings.
 
-    ``half fix`` is not about rendering: T3 speaks again with the broken half fix, and that is decoded whole.
+    ``half fix`` has other tokens: T3 speaks again with the broken half fix, and they are rendered whole.
     """
 
     how: str

@@ -197,7 +197,7 @@ def _staged(clock: StageClock, stage: str, function: Callable[..., Any]) -> Call
 
 @contextmanager
 def stop_suppressed(t3: torch.nn.Module, active: bool = True) -> Iterator[None]:
-    """Keeps T3 from sampling its stop token, whoever runs it; does nothing unless ``active``."""
+    """Keeps T3 from sampling its stop token, in upstream's loops and in ours; does nothing unless ``active``."""
 
     def suppress(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
         logits[..., t3.hp.stop_speech_token] = NEVER
