@@ -1,9 +1,9 @@
 """What other releases of transformers do with a Llama that is asked for its attention maps.
 
 Upstream asks every layer of an SDPA Llama for attention maps and is pinned to transformers 4.46.3, which then falls
-back to manual attention; this says what later releases do. ``chatterbox-lab releases`` installs each in its own folder (350
-MB in all, removed afterwards unless ``--cache`` keeps them), and probes it in its own process, with torch and all else
-from the environment: a seeded Llama of 4 layers, float32, on the CPU. The columns of ``transformers.csv``:
+back to manual attention; this says what later releases do. ``chatterbox-lab releases`` installs each in its own folder
+(350 MB in all, removed afterwards unless ``--cache`` keeps them), and probes it in its own process, with torch and all
+else from the environment: a seeded Llama of 4 layers, float32, on the CPU. The columns of ``transformers.csv``:
 
 - ``transformers``, ``torch``: the versions that ran.
 - ``attention_maps``: layers whose map came back for ``output_attentions=True``, its rows summing to 1.
