@@ -20,16 +20,17 @@ from chatterbox.tts import ChatterboxTTS
 from torch.profiler import ProfilerActivity, profile
 from tqdm.auto import tqdm
 
-from ..engine.linears import plain_products
+from ..engine import linears
 from ..engine.request import checked
 from ..engine.settings import whole_number
 from ..engine.t3.backends import Stepper
-from ..engine.t3.decode import conditioning, prompt, step_bytes, stepper_of, tokens
+from ..engine.t3.decode import conditioning, prompt, stepper_of, tokens
+from ..files import attribute
 from ..voices.load import load, pick_device
 from . import ladder
 from .ladder import STOCK, Part, Row, chosen
 from .logs import quiet
-from .machine import read_seconds
+from .machine import read_seconds, step_bytes
 from .records import Record
 from .upstream import upstream_steps
 
@@ -49,7 +50,7 @@ class Rung(ladder.Rung):
 
     def products(self) -> AbstractContextManager[None]:
         """The rung's products, for as long as the context lasts."""
-        return plain_products() if self.plain else nullcontext()
+        return attribute(linears, "FEW", 0) if self.plain else nullcontext()
 
 
 def rungs(device: str) -> list[Rung]:
