@@ -7,12 +7,12 @@ import ast
 import importlib
 import re
 import shlex
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+import readme
 from matplotlib import pyplot as plt
 
 from chatterbox_lab.__main__ import COMMANDS
@@ -20,9 +20,7 @@ from chatterbox_lab.engine.schedule import SCHEDULES
 from chatterbox_lab.engine.t3.backends import BACKENDS
 from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.show.figures import result
-
-sys.path.insert(0, str(REPOSITORY / "notebooks"))
-import readme
+from chatterbox_lab.training import card
 
 PLACES = (".", "chatterbox_lab/engine", "notebooks", "data", "data/lab")
 READMES = [REPOSITORY / place / "README.md" for place in PLACES]
@@ -161,6 +159,15 @@ def test_every_record_has_a_line_in_the_table_of_records() -> None:
 @pytest.mark.parametrize("path", readme.TABLES, ids=place)
 def test_the_tables_of_a_readme_are_the_recorded_ones(path: Path) -> None:
     assert readme.filled(path) == path.read_text()
+
+
+def test_the_lab_voices_card_is_what_its_training_writes(tmp_path: Path) -> None:
+    voice = REPOSITORY / "data" / "lab"
+    for file in voice.iterdir():
+        if file.name != "README.md":
+            (tmp_path / file.name).symlink_to(file)
+    card.write(tmp_path)
+    assert (tmp_path / "README.md").read_text() == (voice / "README.md").read_text()
 
 
 def test_a_lost_marker_is_said(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
