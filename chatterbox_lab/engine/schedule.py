@@ -1,4 +1,4 @@
-"""What a chunk costs on one machine, and so how large each may be: the cost model, play-out, the growing schedule.
+"""What a chunk costs on one machine, and so how large each may be: the cost model and the schedules.
 
 T3's share of a chunk is proportional to its new tokens. S3Gen's hardly depends on them: it works on a window, which is
 the voice prompt, the context and the new tokens, so a chunk costs ``a + b * (prompt + context + new)`` of it.
@@ -21,7 +21,7 @@ TOKEN_SECONDS = 0.04
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds that a stream takes on one machine with one model and backend (measured by `advice.calibrate`).
+    """Seconds that a stream takes on one machine with one model and backend (measured by `costs.calibrate`).
 
     The defaults stand for a machine nobody has measured: an RTF of 0.5, the report's target, whatever the chunk.
 

@@ -105,7 +105,7 @@ class StreamSettings:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
         self._check_backend()
         if not isinstance(self.costs, Costs):
-            raise ValueError(f"costs={self.costs!r}: must be a Costs, such as advice.calibrate measures")
+            raise ValueError(f"costs={self.costs!r}: must be a Costs, such as costs.calibrate measures")
         if self.schedule != "fixed" and self.max_chunk_size < self.chunk_size:
             raise ValueError(f"max_chunk_size={self.max_chunk_size!r}: must be at least chunk_size={self.chunk_size}")
         if self.guard and self.analyzer == "off":
@@ -184,7 +184,7 @@ BALANCED = StreamSettings(chunk_size=50, context_window=100)
 BEST_RTF = StreamSettings(chunk_size=75, context_window=150)
 """The report's setting for the lowest RTF."""
 ADAPTIVE = StreamSettings(chunk_size=25, context_window=50, schedule="grow")
-"""An early first chunk, and then ever larger ones; `advice.recommend` fits it to a machine."""
+"""An early first chunk, and then ever larger ones; `recommend` fits it to a machine."""
 FAST = StreamSettings(
     chunk_size=50, context_window=50, flow="cached", flow_dtype="auto", flow_steps=5, prompt_tokens=75
 )

@@ -1,4 +1,4 @@
-"""The cost model, play-out and the growing schedule, over machines that hypothesis makes up."""
+"""The cost model and the growing schedule, over machines that hypothesis makes up."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from chatterbox_lab.engine.schedule import TOKEN_SECONDS, UNMEASURED, Costs
 from chatterbox_lab.engine.settings import StreamSettings
-from chatterbox_lab.study.playout import Chunk, playout, timeline
+from chatterbox_lab.study.playout import Chunk, expected, play
 
 FADE = 0.02
 MOST = 250
@@ -41,11 +41,11 @@ def growing(costs: Costs, first: int, most: int, context: int, fade: float = 0.0
 
 
 def fixed(costs: Costs, size: int, tokens: int, context: int) -> list[Chunk]:
-    return timeline(costs, itertools.repeat(size), tokens, context, FADE)
+    return expected(costs, itertools.repeat(size), tokens, context, FADE)
 
 
 def grown(costs: Costs, first: int, tokens: int, context: int, most: int = MOST) -> list[Chunk]:
-    return timeline(costs, growing(costs, first, most, context, FADE), tokens, context, FADE)
+    return expected(costs, growing(costs, first, most, context, FADE), tokens, context, FADE)
 
 
 def starved(chunks: list[Chunk], slower: list[float] | None = None) -> int:
@@ -53,7 +53,7 @@ def starved(chunks: list[Chunk], slower: list[float] | None = None) -> int:
     took = [b.arrival - a.arrival for a, b in itertools.pairwise(chunks)]
     factors = slower or [1.0] * len(took)
     arrivals = list(itertools.accumulate([chunks[0].arrival, *(t * f for t, f in zip(took, factors, strict=False))]))
-    return playout(arrivals, [chunk.seconds for chunk in chunks]).underruns
+    return play(arrivals, [chunk.seconds for chunk in chunks]).underruns
 
 
 @given(machines(), st.integers(1, 200), CONTEXTS, st.integers(1, 900))
@@ -89,7 +89,7 @@ def test_the_smallest_chunk_is_the_smallest(costs: Costs, context: int) -> None:
         assert exact.chunk_seconds(10**6, context) > 10**6 * TOKEN_SECONDS * 0.99
         return
     assume(1 < first <= 100)
-    assert starved(timeline(exact, itertools.repeat(first), 60 * first, context)) == 0
+    assert starved(expected(exact, itertools.repeat(first), 60 * first, context)) == 0
     assert exact.chunk_seconds(first - 1, context) > (first - 1) * TOKEN_SECONDS  # slower than its own sound
 
 
@@ -130,16 +130,6 @@ def test_an_unmeasured_machine_is_given_about_twice_the_chunk_each_time() -> Non
 def test_a_machine_that_cannot_keep_up_has_no_smallest_chunk() -> None:
     assert Costs(token=0.05).smallest_chunk(50) is None
     assert list(itertools.islice(growing(Costs(token=0.05), 25, 250, 50), 3)) == [25, 25, 25]
-
-
-def test_playout_counts_the_silences() -> None:
-    heard = playout([1.0, 1.5, 4.0, 4.5], [1.0, 1.0, 0.5, 1.0])
-    assert heard.levels == (0.5, -1.0, 0.0)
-    assert heard.underruns == 1
-    assert heard.silence == 1.0
-    assert playout([], []).underruns == 0
-    with pytest.raises(ValueError, match="seconds of 1 chunks"):
-        playout([1.0, 2.0], [1.0])
 
 
 @pytest.mark.parametrize(

@@ -7,8 +7,9 @@ import pytest
 import torch
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine.stream import conditioning, encode_text
+from chatterbox_lab.engine.request import encode_text
 from chatterbox_lab.engine.t3.attention import FORK_HEADS, LATER_HEADS, Attention
+from chatterbox_lab.engine.t3.decode import conditioning
 from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.study import hearing as quality
 from chatterbox_lab.study import trials
