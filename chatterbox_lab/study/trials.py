@@ -25,7 +25,7 @@ from ..engine.stream import render, renderer_of, speech_tokens
 from ..files import REPOSITORY, attribute
 from ..voices.load import load, pick_device
 from . import command
-from .hearing import joins, listeners, repeats, silent_end, transcribe, word_errors
+from .hearing import joins, opinion_scores, repeats, silent_end, transcribe, word_errors
 from .machine import machine_facts
 from .records import Record
 from .upstream import upstream_tokens
@@ -127,7 +127,7 @@ def heard(text: str, chunks: Sequence[torch.Tensor], whole: torch.Tensor, scores
     length = min(audio.shape[1], whole.shape[1])
     row: dict[str, Any] = {"seams": len(chunks) - 1, "seconds": audio.shape[1] / S3GEN_SR}
     row |= word_errors(text, transcribe(audio)) | joins(audio[:, :length], seams(chunks), whole[:, :length])
-    return row | (listeners(audio, noise=False) if scores else {})
+    return row | (opinion_scores(audio, noise=False) if scores else {})
 
 
 def seams(chunks: Sequence[torch.Tensor]) -> list[int]:
