@@ -6,7 +6,6 @@ A command's module is imported when it is called, so that the list of them is th
 from __future__ import annotations
 
 import argparse
-import os
 import sys
 from collections.abc import Sequence
 from importlib import import_module
@@ -76,11 +75,5 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return command.call(module.run, top.parse_args(arguments), parsers[name])
 
 
-def program() -> int:
-    """`main` in a process that does nothing else, and so may decide what reaches the terminal."""
-    os.environ.setdefault("KINETO_LOG_LEVEL", "99")  # else PyTorch's profiler reports a missing GPU as an error
-    return main()
-
-
 if __name__ == "__main__":
-    sys.exit(program())
+    sys.exit(main())

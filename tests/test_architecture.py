@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import io
+import os
 import subprocess
 import sys
 import tokenize
@@ -147,7 +148,8 @@ assert not others, others
 
 
 def test_importing_the_package_changes_nothing() -> None:
-    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, cwd=REPOSITORY)
+    clean = {name: os.environ[name] for name in ("PATH", "HOME", "PYTHONPATH") if name in os.environ}
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True, cwd=REPOSITORY, env=clean)
     assert done.returncode == 0, done.stderr
 
 

@@ -179,6 +179,3 @@ def _samples(audio: torch.Tensor) -> np.ndarray:
 
 def _resampled(audio: torch.Tensor) -> np.ndarray:
     return torchaudio.functional.resample(torch.from_numpy(_samples(audio)), S3GEN_SR, RATE).numpy()
-
-
-listeners = opinion_scores  # until trials.py and training/evaluate.py use the new name

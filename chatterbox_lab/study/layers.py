@@ -32,7 +32,7 @@ from ..engine.t3.spies import remove_spies
 from ..files import written_whole
 from ..voices.load import DTYPES, load, pick_device
 from . import command
-from .logs import quiet
+from .logs import quiet, quiet_profiler
 from .machine import machine_facts
 from .records import Record
 from .turns import to_and_fro
@@ -303,6 +303,7 @@ def launches(step: Step, mode: str, repeats: int = 3) -> dict[str, Any]:
     with (
         step.ready(mode) as run,
         _masks(step.t3.tfmr) as masks,
+        quiet_profiler(),
         profile(activities=activities, acc_events=True) as profiler,
     ):
         run(lambda part: None)

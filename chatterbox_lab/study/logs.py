@@ -6,6 +6,7 @@ This and `fallback` also run under other releases of transformers, so they impor
 from __future__ import annotations
 
 import logging
+import os
 import traceback
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -112,3 +113,15 @@ class _Catcher(logging.Handler):
 
 def _site(frame: Any) -> str:
     return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno} {frame.f_code.co_name}"
+
+
+@contextmanager
+def quiet_profiler() -> Iterator[None]:
+    """Keeps PyTorch's profiler from reporting a missing GPU as an error; it reads this variable at its first use."""
+    before = os.environ.get("KINETO_LOG_LEVEL")
+    os.environ["KINETO_LOG_LEVEL"] = before or "99"
+    try:
+        yield
+    finally:
+        if before is None:
+            del os.environ["KINETO_LOG_LEVEL"]

@@ -77,6 +77,3 @@ def play(arrivals: Sequence[float], seconds: Sequence[float]) -> Playout:
             levels.append(end - arrival)
         end = max(end, arrival) + length
     return Playout(tuple(levels))
-
-
-timeline, playout = expected, play  # until sweep.py, test_schedule.py and notebook 03 use the new names

@@ -26,7 +26,7 @@ from . import command
 from .chunks import PROMPTS, TOKENS_PER_CHARACTER, measured_chunks
 from .logs import quiet
 from .machine import machine_facts
-from .playout import playout
+from .playout import play
 from .records import Record
 from .turns import to_and_fro
 
@@ -196,7 +196,7 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
     found = []
     for key, chunks in table[table["error"].isna()].groupby(RUN, sort=False):
         chunks = chunks.sort_values("chunk")
-        heard = playout(chunks["arrival_seconds"].tolist(), chunks["audio_seconds"].tolist())
+        heard = play(chunks["arrival_seconds"].tolist(), chunks["audio_seconds"].tolist())
         found.append(
             dict(zip(RUN, key, strict=True))
             | {

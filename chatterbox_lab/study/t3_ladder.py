@@ -29,7 +29,7 @@ from ..files import attribute
 from ..voices.load import load, pick_device
 from . import ladder
 from .ladder import STOCK, Part, Row, chosen
-from .logs import quiet
+from .logs import quiet, quiet_profiler
 from .machine import read_seconds, step_bytes
 from .records import Record
 from .upstream import upstream_steps
@@ -205,7 +205,7 @@ class Ladder:
         with self._stepper(rung, steps + 1) as (stepper, logits):
             for position in range(2):
                 stepper.pick(logits(position))
-            with quiet(), profile(activities=[ProfilerActivity.CPU]) as profiler:
+            with quiet(), quiet_profiler(), profile(activities=[ProfilerActivity.CPU]) as profiler:
                 start = time.perf_counter()
                 for position in range(2, steps + 1):
                     stepper.pick(logits(position))

@@ -1,4 +1,4 @@
-"""How well the voice speaks sentences it never saw: word errors and listeners' scores, stage by stage."""
+"""How well the voice speaks sentences it never saw: word errors and opinion_scores' scores, stage by stage."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from tqdm import tqdm
 from ..engine.settings import BASELINE
 from ..engine.stream import generate_stream, render
 from ..files import written_whole
-from ..study.hearing import listeners, transcribe, word_error_rate, word_errors
+from ..study.hearing import opinion_scores, transcribe, word_error_rate, word_errors
 from ..study.trials import HELD_OUT
 from ..voices.build import LabTTS
 from .corpus import Utterance, read_aloud, utterance
@@ -49,7 +49,7 @@ def measure(tts: LabTTS, path: Path, sentences: list[str], seed: int = 0, scored
             audio = speak()
             heard = transcribe(audio)
             row: dict[str, Any] = {"path": name, "text": text, "heard": heard, "seconds": audio.shape[-1] / tts.sr}
-            rows.append(row | word_errors(text, heard) | (listeners(audio) if number < scored else {}))
+            rows.append(row | word_errors(text, heard) | (opinion_scores(audio) if number < scored else {}))
     table = pd.DataFrame(rows).assign(seed=seed)
     with written_whole(path) as part:
         table.to_csv(part, index=False, float_format="%.4f")

@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from chatterbox.tts import Conditionals
 
-from ..voices import load as models
+from ..voices import build
 from ..voices.build import LabTTS
 from ..voices.config import ModelConfig
+from ..voices.load import place
 from . import flow, t3, vocoder
 from .corpus import Utterance
 from .phones import FIRST_ID, SYMBOLS
@@ -36,7 +37,7 @@ def parts(config: ModelConfig, seed: int = 0) -> dict[str, torch.nn.Module]:
     """T3, flow and vocoder with new weights, as the stages train them."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        tts = models._assemble(config, None, watermark=False)
+        tts = build.assemble(config, None, watermark=False)
         tts.t3.cond_enc.perceiver = None  # no reference speech: T3 would carry a network that never runs
         return {
             "t3": t3.prepare(tts.t3),
@@ -68,13 +69,13 @@ def assemble(folder: Path, config: ModelConfig, prompt: Utterance) -> LabTTS:
         checkpoint = folder / f"{name}.pt"
         if checkpoint.exists():
             module.load_state_dict(torch.load(checkpoint, weights_only=True)["averaged"])
-    tts = models._assemble(config, folder / "tokenizer.json", watermark=True)
+    tts = build.assemble(config, folder / "tokenizer.json", watermark=True)
     with torch.no_grad():
         tts.t3.load_state_dict(t3.finish(trained["t3"]), strict=False)
         tts.s3gen.flow.load_state_dict(flow.finish(trained["flow"]))
     tts.s3gen.mel2wav.load_state_dict(trained["vocoder"].state_dict())
     tts.conds = conditionals(tts, prompt)
-    return models._place(tts, "cpu", torch.float32)
+    return place(tts, "cpu", torch.float32)
 
 
 def conditionals(tts: LabTTS, prompt: Utterance) -> Conditionals:

@@ -62,7 +62,7 @@ def load(
             tts.conds = random_conditionals(tts.t3.hp)
         else:
             fill(tts, folder)
-    return _place(tts, device, dtype)
+    return place(tts, device, dtype)
 
 
 def pick_device(device: str) -> str:
@@ -112,7 +112,8 @@ def _download() -> Path:
         ) from error
 
 
-def _place(tts: LabTTS, device: str, dtype: torch.dtype) -> LabTTS:
+def place(tts: LabTTS, device: str, dtype: torch.dtype) -> LabTTS:
+    """The model moved to a device, T3 in this dtype, ready for inference."""
     rotary = tts.t3.tfmr.rotary_emb
     frequencies = rotary.inv_freq.clone()
     tts.t3.to(device=device, dtype=dtype).eval()

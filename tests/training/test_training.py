@@ -18,13 +18,11 @@ from chatterbox.models.tokenizers import EnTokenizer
 
 import chatterbox_lab as lab
 from chatterbox_lab.engine.request import encode_text
-from chatterbox_lab.engine.t3 import decode
+from chatterbox_lab.engine.t3 import decode, eager
 from chatterbox_lab.training import __main__ as training
 from chatterbox_lab.training import corpus, evaluate, flow, phones, t3, text, tokens, vocoder, voice
 from chatterbox_lab.training.loop import Plan, Stage
 from chatterbox_lab.voices import build
-from chatterbox_lab.voices import load as models
-from chatterbox_lab.engine.t3 import eager
 
 needs_teacher = pytest.mark.skipif(
     shutil.which("flite") is None or not text.WORDNET.is_dir(), reason="flite or wordnet-base is not installed"
@@ -188,7 +186,7 @@ def test_a_voice_that_does_not_fit_is_refused(request: pytest.FixtureRequest) ->
     module, tiny = voice.parts(voice.SMALL)["t3"], request.getfixturevalue("voice")
     with pytest.raises(ValueError, match="t3: the voice has other sizes"):
         voice.resume("t3", module, tiny)
-    shorter = models._assemble(replace(voice.SMALL, t3_layers=13), None, watermark=False)
+    shorter = build.assemble(replace(voice.SMALL, t3_layers=13), None, watermark=False)
     with pytest.raises(ValueError, match=r"t3: the voice has no tfmr\.layers\.13"):
         voice.resume("t3", module, shorter)
 
