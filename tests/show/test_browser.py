@@ -352,6 +352,15 @@ def test_picture(page: Page) -> None:
         count = kept.count()
         page.get_by_role("button", name="Remove").last.click()
         expect(kept).to_have_count(count - 1)
-    page.set_viewport_size({"width": 1320, "height": 1800})  # all of it at once, and nothing of the page's own lines
+    page.set_viewport_size({"width": 1320, "height": 1800})  # all of it at once
     page.add_style_tag(content=".jp-OutputArea-output:has(.cbl-newest) { padding: 12px; }")
-    page.locator(".jp-OutputArea-output:has(.cbl-newest)").screenshot(path=path)
+    shown = page.locator(".jp-OutputArea-output:has(.cbl-newest)")
+    shown.evaluate("element => element.scrollIntoView({ block: 'center' })")
+    box = shown.bounding_box()
+    inside = {
+        "x": box["x"],
+        "width": box["width"],
+        "y": box["y"] + 2,
+        "height": box["height"] - 4,
+    }  # no line of the page
+    page.screenshot(path=path, clip=inside)
