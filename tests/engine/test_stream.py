@@ -195,14 +195,14 @@ def test_upstreams_stream_is_cleared_away_after_it(tts: Any, end: str) -> None:
     assert fallback.count_spies(tts.t3.tfmr) == {"hooks": 0, "wrapped forwards": 0}
 
 
-def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
+def test_a_hundred_calls_leave_nothing_behind(tts: Any) -> None:
     memory = []
     before = trace(tts)
-    for call in range(200):
+    for call in range(100):
         chunks = lab.generate_stream(
             tts, "Hi.", chunk_size=1, context_window=0, max_new_tokens=2, analyzer=ANALYZERS[call % 4], **FIXED
         )
-        aborted = call % 11 == 5 or call in (3, 103)  # 20 of them, five in each mode
+        aborted = call % 11 == 5 or call == 3  # 10 of them, in every mode
         for _ in chunks:
             if aborted:
                 break
@@ -210,7 +210,7 @@ def test_two_hundred_calls_leave_nothing_behind(tts: Any) -> None:
             with pytest.raises(StageError):
                 chunks.throw(StageError)
         del chunks
-        if call in (99, 199):
+        if call in (49, 99):
             gc.collect()
             tensors = sum(type(found) is torch.Tensor for found in gc.get_objects())
             memory.append((tensors, psutil.Process().memory_info().rss))
