@@ -19,10 +19,10 @@ ENGINE = REPOSITORY / "chatterbox_lab" / "engine" / "README.md"
 FIGURE = "00_result"
 
 RESULTS = {
-    "The lab voice": ("bench_lab_cpu", (25, 50)),
-    "Chatterbox's own size (random weights)": ("streams_random_cpu", (50, 100)),
+    "The lab voice": ("bench_lab_cpu", (25, 50), "lab voice"),
+    "Chatterbox's own size (random weights)": ("streams_random_cpu", (50, 100), "full size"),
 }
-"""Title of each part of the result: the record in ``data/``, its chunk size and context window."""
+"""Title of each part of the result: the record in ``data/``, its chunk size and context window, its name in short."""
 STREAMS = {
     "upstream": ("upstream", "released"),
     "ours, off, static": ("ours, exact", "same"),
@@ -35,7 +35,7 @@ STREAMS = {
 def boards() -> dict[str, pd.DataFrame]:
     """RTF, first chunk, gain and sound of the streams in ``STREAMS``, for each part of the result."""
     tables = {}
-    for title, (name, shape) in RESULTS.items():
+    for title, (name, shape, _) in RESULTS.items():
         board = streams.by_shape(load_results(name)).loc[shape]
         shown = board.loc[[variant for variant in STREAMS if variant in board.index]]
         shown = shown.assign(
@@ -48,19 +48,25 @@ def boards() -> dict[str, pd.DataFrame]:
 
 def result_table() -> str:
     """Upstream's stream and ours, in Markdown, with what they were measured on."""
-    table = pd.concat(boards(), names=["model", "stream"]).drop(columns="sound").reset_index()
+    parts = boards()
+    table = pd.concat(parts, names=["model", "stream"]).drop(columns="sound").reset_index()
     table["model"] = table["model"].mask(table["model"].duplicated(), "")
-    return f"{_markdown(table)}\n\n{_measured_on()}"
+    shorts = [short for *_, short in RESULTS.values()]
+    late = [short for short, board in zip(shorts, parts.values(), strict=True) if board["RTF"].min() > 1]
+    told = "".join(f" {short.capitalize()}: no stream here keeps up with playback (RTF above 1)." for short in late)
+    return f"{_markdown(table)}\n\n{_measured_on()}{told}"
 
 
 def _measured_on() -> str:
-    runs = [load_results(name) for name, _ in RESULTS.values()]
-    rounds = " and ".join(str(table[table["state"] == "warm"]["round"].nunique()) for table in runs)
-    machines = dict.fromkeys(f"{in_words(row)}, torch {row['torch']}" for row in (table.iloc[0] for table in runs))
-    return (
-        f"Medians of {rounds} rounds, in which the streams take turns, of "
-        f"{runs[0]['total_audio_duration'].iloc[0]:.0f} seconds of speech each, on {' / '.join(machines)}."
+    runs = {short: load_results(name) for name, _, short in RESULTS.values()}
+    rounds = {short: table[table["state"] == "warm"]["round"].nunique() for short, table in runs.items()}
+    first = [table.iloc[0] for table in runs.values()]
+    seconds = "/".join(dict.fromkeys(f"{row['total_audio_duration']:.0f}" for row in first))
+    machines = dict.fromkeys(f"{in_words(row)}, torch {row['torch']}" for row in first)
+    counts = " and ".join(
+        f"{count}{' rounds' * (number == 0)} ({short})" for number, (short, count) in enumerate(rounds.items())
     )
+    return f"{seconds} s of speech a stream; medians of {counts}, streams in turn; {' / '.join(machines)}."
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -115,7 +121,7 @@ def filled(path: Path) -> str:
 def draw() -> Path:
     """Draws the title figure from the records, into the folder of figures; returns the path of the PNG."""
     figures.set_style()
-    origin = figures.origin(*(load_results(name).iloc[0].to_dict() for name, _ in RESULTS.values()))
+    origin = figures.origin(*(load_results(name).iloc[0].to_dict() for name, *_ in RESULTS.values()))
     return figures.save(figures.stream_bars(boards()), FIGURE, origin)
 
 

@@ -21,7 +21,7 @@ STREAM_STYLES = {"released": ("0.25", ""), **SOUND_STYLES}
 """Colour and hatch of a stream: as released, or by what a listener could notice in ours."""
 _LABELS = {
     "released": "upstream",
-    "same": "ours: upstream's tokens and mel",
+    "same": "ours: same mel from same noise",
     "rounding": "ours: other rounding",
     "other": "ours: another sound",
 }
