@@ -19,7 +19,7 @@ for _text in (
 ):
     warnings.filterwarnings("ignore", message=_text)
 
-if find_spec("perth") is None:
+if "perth" not in sys.modules and find_spec("perth") is None:
     # Upstream imports its watermarker unasked. None is what perth itself offers when a part of it is missing.
     sys.modules["perth"] = ModuleType("perth", "Stands in for resemble-perth, which is not installed.")
     sys.modules["perth"].PerthImplicitWatermarker = None

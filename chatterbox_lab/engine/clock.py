@@ -101,23 +101,17 @@ def measured(chunks: Chunks, clock: StageClock, sample_rate: int) -> Measured:
                 samples += audio.shape[-1]
                 metrics.chunk_count += 1
                 metrics.latency_to_first_chunk = metrics.latency_to_first_chunk or elapsed
-            _fill(metrics, clock, elapsed, samples / sample_rate)
+            metrics.total_generation_time, metrics.total_audio_duration = elapsed, samples / sample_rate
+            metrics.rtf = elapsed / metrics.total_audio_duration if samples else None
+            metrics.t3_seconds, metrics.s3gen_seconds = clock.seconds["t3"], clock.seconds["s3gen"]
+            metrics.watermark_seconds = clock.seconds["watermark"]
+            metrics.tokens = clock.calls["token"]
+            metrics.peak_memory_bytes = max(metrics.peak_memory_bytes, memory_in_use(clock.device))
             if audio is None:
                 return
             yield audio, metrics
     finally:
         chunks.close()
-
-
-def _fill(metrics: StreamMetrics, clock: StageClock, elapsed: float, duration: float) -> None:
-    metrics.total_generation_time = elapsed
-    metrics.total_audio_duration = duration
-    metrics.rtf = elapsed / duration if duration else None
-    metrics.t3_seconds = clock.seconds["t3"]
-    metrics.s3gen_seconds = clock.seconds["s3gen"]
-    metrics.watermark_seconds = clock.seconds["watermark"]
-    metrics.tokens = clock.calls["token"]
-    metrics.peak_memory_bytes = max(metrics.peak_memory_bytes, memory_in_use(clock.device))
 
 
 def memory_in_use(device: str | torch.device) -> int:

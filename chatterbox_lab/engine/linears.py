@@ -107,14 +107,15 @@ def affine(weight: torch.Tensor, bias: torch.Tensor | None, dtype: torch.dtype, 
         packed = torch.ops.mkldnn._reorder_linear_weight(weight.contiguous())
         after = ("gelu", [], "none") if gelu else ("none", [], "")
         return lambda states: torch.ops.mkldnn._linear_pointwise(states.to(dtype), packed, bias, *after)
-    if gelu:
-        return lambda states: F.gelu(F.linear(states.to(dtype), weight, bias))
-    return lambda states: F.linear(states.to(dtype), weight, bias)
+    finish = F.gelu if gelu else torch.nn.Identity()
+    return lambda states: finish(F.linear(states.to(dtype), weight, bias))
 
 
 def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the device has products of this dtype, and does not emulate them."""
-    return device.type != "cpu" or _onednn(dtype)
+    """Whether the device multiplies this dtype, float32 or bfloat16, and does not emulate it."""
+    if device.type == "cpu":
+        return _onednn(dtype)
+    return dtype == torch.float32 or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
 
 
 def _onednn(dtype: torch.dtype) -> bool:
@@ -143,9 +144,9 @@ def is_plain(t3: torch.nn.Module) -> bool:
     """
     head = t3.speech_head
     linears = [part for layer in t3.tfmr.layers for parts in _parts(layer) for part in parts]
-    right = all(type(part) is torch.nn.Linear for part in linears)
-    right = right and (type(head) is torch.nn.Linear or hasattr(head, "reachable"))
-    return right and not any(map(_is_hooked, (head, *t3.tfmr.modules())))
+    right = all(type(part) is torch.nn.Linear and part.bias is None for part in linears)
+    known = type(head) is torch.nn.Linear or hasattr(head, "reachable")
+    return right and known and not any(map(_is_hooked, (head, *t3.tfmr.modules())))
 
 
 def _is_hooked(module: torch.nn.Module) -> bool:

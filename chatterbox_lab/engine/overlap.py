@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Generator, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
-from threading import Event, current_thread
+from contextlib import AbstractContextManager, closing, contextmanager
+from queue import SimpleQueue
+from threading import Event, Thread, current_thread
 from typing import Any
 
 import torch
@@ -29,43 +28,59 @@ def pipelined(
         source: makes a generator, run and closed in a thread of its own. It is given an event that is set when no more
             items are wanted, to look at within long work.
         *stages: what is done to each item, one after the other, each in its thread.
-        inside: a context for the work of each thread, by number; the source is 0.
+        inside: a context for each thread, by number; the source is 0.
         ahead: finished items that may wait to be taken, while every thread works on one more.
     """
-    halted, workers = Event(), {}
-    items = source(halted)
-    contexts = [ExitStack() for _ in range(len(stages) + 1)]
+    halted = Event()
+    # SimpleQueue, because a garbage collection may end a forgotten stream in the midst of a thread's own put or get.
+    room, *made = (SimpleQueue() for _ in range(len(stages) + 2))
+    for _ in range(len(made) + ahead):
+        room.put(None)  # a place for each item that may be under way
 
-    def enter(number: int) -> None:
-        workers[current_thread()] = pools  # held by every thread, else a garbage collection would end it too early
-        contexts[number].enter_context(inside(number))
+    def results(number: int) -> Iterator[Any]:
         if number == 0:
-            contexts[0].callback(items.close)  # in the thread that ran it
+            with closing(source(halted)) as items:
+                for _ in iter(room.get, _END):
+                    if halted.is_set() or (item := next(items, _END)) is _END:
+                        return
+                    yield item
+        else:
+            for item in _items(made[number - 1]):
+                if halted.is_set():
+                    return
+                yield stages[number - 1](item)
 
-    pools = [ThreadPoolExecutor(1, f"chatterbox_lab-{n}", enter, (n,)) for n in range(len(contexts))]
+    def work(number: int) -> None:
+        end: Any = _END
+        try:
+            with inside(number):
+                for item in results(number):
+                    made[number].put(item)
+        except BaseException as error:
+            end = error
+        made[number].put(end)
 
-    def begun() -> Future:
-        made = pools[0].submit(lambda: _END if halted.is_set() else next(items, _END))
-        for pool, stage in zip(pools[1:], stages, strict=True):
-            made = pool.submit(_done, stage, made)
-        return made
-
-    waiting = deque(begun() for _ in range(len(pools) + ahead))
+    threads = [Thread(target=work, args=(n,), name=f"chatterbox_lab-{n}", daemon=True) for n in range(len(made))]
     try:
-        while (item := waiting.popleft().result()) is not _END:
-            waiting.append(begun())
+        for thread in threads:
+            thread.start()
+        for item in _items(made[-1]):
+            room.put(None)
             yield item
     finally:
         halted.set()
-        for pool, context in zip(pools, contexts, strict=True):
-            pool.submit(context.close)
-            # A forgotten generator may be collected in a thread of its own, which cannot wait for itself.
-            pool.shutdown(wait=current_thread() not in workers)
+        for queue in (room, *made):
+            queue.put(_END)
+        if current_thread() not in threads:  # a forgotten stream may be collected in a thread of its own
+            for thread in (thread for thread in threads if thread.ident is not None):
+                thread.join()
 
 
-def _done(stage: Callable[[Any], Any], before: Future) -> Any:
-    item = before.result()
-    return item if item is _END else stage(item)
+def _items(queue: SimpleQueue) -> Iterator[Any]:
+    while (item := queue.get()) is not _END:
+        if isinstance(item, BaseException):  # the end of a stage that failed
+            raise item
+        yield item
 
 
 @contextmanager
@@ -102,8 +117,7 @@ def overlapped(
         clock: of the stream; counts tokens when they are heard.
     """
     device, threads = torch.device(clock.device), torch.get_num_threads()
-    half = max(1, threads // 2)  # of a CPU's cores for T3, the same for S3Gen; the watermark gets one
-    shares = half, half, 1
+    shares = 2 * [max(1, threads // 2)] + [1]  # of a CPU's cores: T3 and S3Gen share them, the watermark gets one
     synchronize(device)  # what the stages share is there
     made = pipelined(
         source,

@@ -6,6 +6,7 @@ import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
 from functools import wraps
+from types import MethodType
 from typing import Any
 
 import torch
@@ -17,8 +18,6 @@ from .request import checked
 from .settings import StreamSettings
 from .stream import chunks, generate
 
-_METHODS = ("generate_stream", "generate")
-
 
 class Patch(ExitStack):
     """What `patch` returns: a context, or an object whose ``undo()`` ends the patch.
@@ -29,8 +28,8 @@ class Patch(ExitStack):
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
         super().__init__()
         self.tts, self.settings = tts, settings
-        for name in _METHODS:
-            method = _like_upstreams(getattr(tts, name), getattr(self, f"_{name}"))
+        for name in ("generate_stream", "generate"):
+            method = _like_upstreams(MethodType(getattr(type(tts), name), tts), getattr(self, f"_{name}"))
             method.patch = self
             self.enter_context(attribute(tts, name, method))
 
@@ -39,21 +38,20 @@ class Patch(ExitStack):
         self.close()
 
     def _generate_stream(self, text: str, audio_prompt_path: Any, print_metrics: bool, **wanted: Any) -> Measured:
-        recording = audio_prompt_path or None
-        request = checked(self.tts, text, self.settings, recording=recording, **wanted)
-        clock = StageClock(self.tts.device, whole=not request.settings.overlap)
+        request = checked(self.tts, text, self.settings, audio_prompt_path, **wanted)
+        clock = StageClock(self.tts.t3.device, whole=not request.settings.overlap)
 
         def spoken() -> Chunks:
-            if recording is not None:  # within the measured time, as upstream has it
-                self.tts.prepare_conditionals(recording, exaggeration=request.settings.exaggeration)
+            if audio_prompt_path:  # within the measured time, as upstream has it
+                self.tts.prepare_conditionals(audio_prompt_path, exaggeration=request.settings.exaggeration)
             yield from chunks(self.tts, request, clock)
 
         stream = measured(spoken(), clock, self.tts.sr)
         return _reported(stream) if print_metrics else stream
 
     def _generate(self, text: str, audio_prompt_path: Any, **wanted: Any) -> torch.Tensor:
+        request = checked(self.tts, text, self.settings, audio_prompt_path, **wanted)
         if audio_prompt_path:
-            request = checked(self.tts, text, self.settings, recording=audio_prompt_path, **wanted)
             self.tts.prepare_conditionals(audio_prompt_path, exaggeration=request.settings.exaggeration)
         return generate(self.tts, text, self.settings, **wanted)
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -36,30 +35,24 @@ def checked(
     tts: ChatterboxTTS,
     text: str,
     settings: StreamSettings = BALANCED,
+    recording: Any = None,
+    /,
     *,
     seed: int | None = None,
     max_new_tokens: int = 1000,
-    recording: str | Path | None = None,
     **overrides: Any,
 ) -> Request:
-    """A request with every argument checked, before any model runs.
+    """A request with every argument checked, before any model runs; arguments and errors as for `generate_stream`.
 
-    Args:
-        tts: the model, which needs a voice unless a ``recording`` is to give it one.
-        text: as for `generate_stream`, and so are ``settings``, ``seed``, ``max_new_tokens`` and ``overrides``.
-        recording: the path of a recording that the voice will be taken from.
-
-    Raises:
-        ValueError: names the argument, its value and what is allowed.
+    A ``recording`` is checked, too; the model then needs no voice yet, since it will be given that one.
     """
     if not isinstance(settings, StreamSettings):
         raise ValueError(f"settings={settings!r}: must be a StreamSettings, such as chatterbox_lab.BALANCED")
     settings = settings.replace(**overrides)
     backend_of(settings, tts.t3)
     max_new_tokens = whole_number("max_new_tokens", max_new_tokens, 1, tts.t3.hp.max_speech_tokens)
-    if seed is not None:
-        seed = whole_number("seed", seed, 0, 2**63 - 1)
-    if recording is not None:
+    seed = seed if seed is None else whole_number("seed", seed, 0, 2**63 - 1)
+    if recording:
         check_recording(recording)
     elif tts.conds is None:
         raise ValueError("the model has no voice: call tts.prepare_conditionals(recording) first")

@@ -73,8 +73,8 @@ class Costs:
         chunks = -(-tokens // chunk_size)
         ramp = min(chunks - 1, context_window // chunk_size)  # chunks whose context is all that was said
         context = chunk_size * ramp * (ramp + 1) // 2 + (chunks - 1 - ramp) * context_window
-        windows = chunks * self.prompt_tokens + context + tokens
-        total = self.prefill + self.token * tokens + self.chunk * chunks + self.window_token * windows
+        total = self.prefill + self.token * tokens + self.chunk * chunks
+        total += self.window_token * (chunks * self.prompt_tokens + context + tokens)
         return total / (tokens * TOKEN_SECONDS)
 
     def smallest_chunk(self, context_window: int, fade: float = 0.0) -> int | None:

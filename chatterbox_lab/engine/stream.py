@@ -53,7 +53,7 @@ def generate_stream(
         ValueError: names the argument, its value and what is allowed.
     """
     request = checked(tts, text, settings, seed=seed, max_new_tokens=max_new_tokens, **overrides)
-    clock = StageClock(tts.device, whole=not request.settings.overlap)
+    clock = StageClock(tts.t3.device, whole=not request.settings.overlap)
     return measured(chunks(tts, request, clock), clock, tts.sr)
 
 

@@ -29,7 +29,7 @@ def warm_up(tts: ChatterboxTTS, settings: StreamSettings = BALANCED, **overrides
     chunk shorter than planned, such as an utterance of one word, may still meet a new length. Nothing is spoken, and
     PyTorch's default generator is left as it is. Arguments and errors as for `generate_stream`.
     """
-    request = checked(tts, _TEXT, settings, seed=0, **{**overrides, "ignore_eos": True, "guard": False})
+    request = checked(tts, _TEXT, settings, **{"seed": 0, **overrides, "ignore_eos": True, "guard": False})
     start = time.perf_counter()
     with closing(tokens(tts, request)) as spoken:
         deque(islice(spoken, _TOKENS), maxlen=0)

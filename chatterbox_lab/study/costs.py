@@ -231,7 +231,9 @@ def exact_backends(t3: T3, settings: StreamSettings) -> list[str]:
     fitting = {
         name: row
         for name, row in BACKENDS.items()
-        if t3.device.type in row.devices and settings.analyzer in row.analyzers and settings.weights in row.weights
+        if (not row.devices or t3.device.type in row.devices)
+        and settings.analyzer in row.analyzers
+        and settings.weights in row.weights
     }
     exact = (name for name, row in fitting.items() if row.exact and (plain or not row.plain))
     return [name for name in exact if name not in _SLOW_TO_START]

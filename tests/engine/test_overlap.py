@@ -82,7 +82,7 @@ def test_work_runs_ahead_but_by_a_bounded_amount() -> None:
     time.sleep(0.2)
     assert (source.made, len(rendered)) == (4, 4)
     items.close()
-    assert source.closed_in == "chatterbox_lab-0_0"
+    assert source.closed_in == "chatterbox_lab-0"
 
 
 def test_an_error_comes_after_what_was_there_before() -> None:
@@ -104,6 +104,38 @@ def test_an_error_comes_after_what_was_there_before() -> None:
     assert source.made == 2
 
 
+def test_no_stage_begins_another_item_once_it_is_not_wanted() -> None:
+    begun, at_work, go = [], Event(), Event()
+
+    def slow(number: int) -> int:
+        begun.append(number)
+        if number == 1:
+            at_work.set()
+            assert go.wait(60)
+        return number
+
+    items = run(Source(100), slow, abs)
+    assert next(items) == 0
+    assert at_work.wait(60)
+    closing = threading.Thread(target=items.close)
+    closing.start()
+    time.sleep(0.05)
+    go.set()
+    closing.join(60)
+    assert begun == [0, 1]
+
+
+def test_a_context_that_fails_is_the_error_that_is_raised() -> None:
+    @contextmanager
+    def inside(number: int) -> Iterator[None]:
+        if number == 1:
+            raise MemoryError("no stream")
+        yield
+
+    with pytest.raises(MemoryError, match="no stream"):
+        list(pipelined(Source(3), abs, abs, inside=inside))
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, GeneratorExit, RuntimeError])
 def test_leaving_early_stops_everything_and_closes_the_source_in_its_thread(error: type[BaseException]) -> None:
     source = Source(10**9)
@@ -111,7 +143,7 @@ def test_leaving_early_stops_everything_and_closes_the_source_in_its_thread(erro
     next(items)
     with pytest.raises(error):
         items.throw(error)
-    assert source.closed_in == "chatterbox_lab-0_0"
+    assert source.closed_in == "chatterbox_lab-0"
 
 
 def test_an_interrupt_while_waiting_stops_everything() -> None:
@@ -130,7 +162,7 @@ def test_an_interrupt_while_waiting_stops_everything() -> None:
     finally:
         signal.signal(signal.SIGINT, before)
     assert seen == [0, 1]
-    assert source.closed_in == "chatterbox_lab-0_0"
+    assert source.closed_in == "chatterbox_lab-0"
 
 
 def test_one_that_is_forgotten_may_be_collected_in_its_own_thread(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -155,7 +187,7 @@ def test_one_that_is_forgotten_may_be_collected_in_its_own_thread(monkeypatch: p
         until(lambda: not any(thread.name.startswith("chatterbox_lab-") for thread in threading.enumerate()))
     finally:
         gc.enable()
-    assert source.closed_in == "chatterbox_lab-0_0"
+    assert source.closed_in == "chatterbox_lab-0"
     assert not unraisable
 
 
@@ -186,7 +218,7 @@ def test_each_thread_has_its_context() -> None:
         left.append(number)
 
     assert list(pipelined(Source(3), abs, abs, inside=inside)) == [0, 1, 2]
-    assert entered == {number: f"chatterbox_lab-{number}_0" for number in range(3)}
+    assert entered == {number: f"chatterbox_lab-{number}" for number in range(3)}
     assert sorted(left) == [0, 1, 2]
 
 

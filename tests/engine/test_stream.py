@@ -511,6 +511,26 @@ def test_a_second_patch_is_refused(tts: Any) -> None:
     assert "generate_stream" not in vars(tts)
 
 
+def test_a_recording_belongs_to_the_patched_calls_alone(tts: Any) -> None:
+    for call in (lab.generate_stream, lab.generate, lab.speech_tokens, lab.warm_up):
+        with pytest.raises(ValueError, match="recording='voice': no such setting"):
+            call(tts, *([] if call is lab.warm_up else [TEXT]), recording="voice")
+
+
+def test_a_patch_takes_the_place_of_an_applications_own_wrapper(tts: Any) -> None:
+    plain = tts.generate_stream
+    tts.generate_stream = lambda *args, **kwargs: plain(*args, **kwargs)
+    with lab.patch(tts, ignore_eos=True):
+        stream = tts.generate_stream(TEXT, None, 0.5, 0.5, 0.8, 4, print_metrics=False)
+        assert next(stream)[0].shape == (1, 4 * 960 - 480)
+        stream.close()
+    del tts.generate_stream
+
+
+def test_a_seed_may_be_given_to_a_warm_up(tts: Any) -> None:
+    assert lab.warm_up(tts, lab.BASELINE, chunk_size=2, context_window=0, seed=3) > 0
+
+
 @pytest.mark.parametrize("call", [lab.generate, stream.render])
 def test_silence_is_an_empty_utterance(tts: Any, call: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     none = torch.zeros(0, dtype=torch.long)

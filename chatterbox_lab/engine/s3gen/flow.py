@@ -113,7 +113,7 @@ class Flow:
         pool: list[_Read] = kept(self.flow, "pasts", list)
         read = next((read for read in pool if read.fits(self)), None)
         if read is not None:
-            pool.remove(read)
+            pool[:] = [other for other in pool if other is not read]
         else:
             del pool[_KEPT - 1 :]  # first, for the memory
             read = _Read(self.plan, self.room, (self.prompt_token, self.prompt_mel, self.speaker), self._read_prompt())

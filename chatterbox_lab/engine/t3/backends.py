@@ -81,7 +81,7 @@ class Backend:
     Args:
         stepper: gives the `Stepper` of a `Setup`.
         analyzers: the modes that it can read the alignment in.
-        devices: the kinds of device that it runs on.
+        devices: the kinds of device that it runs on; none named is any.
         weights: the forms of T3's weights that it can decode with.
         exact: whether it says upstream's tokens for the same seed, in float32 with the weights as loaded.
         plain: whether it runs T3's layers by operations of its own, past hooks, adapters and patches on them.
@@ -89,7 +89,7 @@ class Backend:
 
     stepper: Callable[[Setup], AbstractContextManager[Stepper]]
     analyzers: tuple[str, ...] = READ_BESIDE
-    devices: tuple[str, ...] = ("cpu", "cuda", "mps")
+    devices: tuple[str, ...] = ()
     weights: tuple[str, ...] = ("loaded",)
     exact: bool = True
     plain: bool = True
@@ -106,8 +106,11 @@ BACKENDS: dict[str, Backend] = {
     "compile": Backend(_in("compiled")),
     "graph": Backend(_in("graph"), devices=("cuda",)),
 }
-_FASTEST_FIRST = ("static", "hf")
-"""What ``"auto"`` chooses from. ``"graph"`` joins when a record of a GPU in ``data/`` shows it right and faster."""
+_FASTEST_FIRST = {"cpu": ("static", "hf"), "cuda": ("static", "hf")}
+"""What ``"auto"`` chooses from, by device; elsewhere it is ``"hf"``, since nobody has tried more.
+
+``"graph"`` joins when a record of a GPU in ``data/`` shows it right and faster.
+"""
 
 
 def backend_of(settings: StreamSettings, t3: T3) -> str:
@@ -119,17 +122,21 @@ def backend_of(settings: StreamSettings, t3: T3) -> str:
     Raises:
         ValueError: a backend or weights that the device does not have.
     """
-    kind, name = t3.device.type, settings.backend
-    if name == AUTO:
-        from ..linears import is_plain
+    from ..linears import is_plain
 
-        fitting = (name for name in _FASTEST_FIRST if settings.analyzer in BACKENDS[name].analyzers)
-        plain = is_plain(t3) or settings.weights != "loaded"
-        name = next(name for name in fitting if plain or not BACKENDS[name].plain)
-    elif kind not in BACKENDS[name].devices:
-        there = ", ".join(repr(other) for other, row in BACKENDS.items() if kind in row.devices)
-        needed = " or ".join(device.upper() for device in BACKENDS[name].devices)
-        raise ValueError(f"backend={name!r}: needs a {needed} device, the model is on {kind}; choose one of {there}")
+    kind, name = t3.device.type, settings.backend
     if settings.weights == "int8" and kind != "cpu":
         raise ValueError(f"weights='int8': is for CPUs, the model is on {kind}; load it with dtype='bfloat16'")
-    return name
+    if name != AUTO:
+        devices = BACKENDS[name].devices
+        if devices and kind not in devices:
+            there = ", ".join(repr(other) for other, row in BACKENDS.items() if not row.devices or kind in row.devices)
+            needed = f"needs a {' or '.join(devices).upper()} device, the model is on {kind}"
+            raise ValueError(f"backend={name!r}: {needed}; choose one of {there}")
+        return name
+    plain = is_plain(t3)
+    for name in _FASTEST_FIRST.get(kind, ("hf",)):
+        row = BACKENDS[name]
+        if settings.analyzer in row.analyzers and settings.weights in row.weights and (plain or not row.plain):
+            return name
+    raise ValueError(f"weights={settings.weights!r}: only 'hf' runs layers with adapters or hooks, and only as loaded")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
 from typing import Any
@@ -58,18 +57,16 @@ def stepper(setup: Setup) -> AbstractContextManager[EagerT3]:
 
 
 class Compilation:
-    """`decode_layer` compiled, the seconds that took, and whether it can be done here at all."""
+    """`decode_layer` compiled, and whether it can be done here at all."""
 
     def __init__(self) -> None:
         self.function: Callable[..., Any] = torch.compile(decode_layer, fullgraph=True)
-        self.seconds: float | None = None
         self.works = True
 
     def __call__(self, *args: Any) -> Any:
         """What `decode_layer` returns, or None where it cannot be compiled."""
-        start = time.perf_counter()
         try:
-            found = self.function(*args)
+            return self.function(*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each missing tool, version and back end has its own
@@ -77,10 +74,6 @@ class Compilation:
             reason = " ".join(str(error).split())[:200]
             logger.warning("backend='compile': not possible here, the plain step runs instead (%s)", reason)
             return None
-        if self.seconds is None:
-            self.seconds = time.perf_counter() - start
-            logger.info("backend='compile': compiled in %.1f s", self.seconds)
-        return found
 
 
 def decode_layer(

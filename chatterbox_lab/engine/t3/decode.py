@@ -145,6 +145,7 @@ def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tenso
     return embeds, (length, length + text_tokens.shape[1])
 
 
+@torch.no_grad()
 def _voice(t3: T3, cond: T3Cond) -> torch.Tensor:
     """The conditioning's embeddings (1, T, C), kept with the model until another voice comes."""
     given = {name: value for name, value in vars(cond).items() if torch.is_tensor(value)}

@@ -8,7 +8,6 @@ numbers) is data in buffers that stay where they are.
 from __future__ import annotations
 
 import logging
-import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -16,7 +15,6 @@ from functools import partial
 import torch
 from chatterbox.models.t3 import T3
 
-from ..clock import synchronize
 from ..kept import kept
 from ..linears import head_linear
 from .backends import Heads, Setup
@@ -135,10 +133,8 @@ class GraphT3:
             for buffer, value in zip(state, before, strict=True):
                 buffer.copy_(value)
 
-        start = time.perf_counter()
         self.graphs[key] = captured(work, restore, self.generator, self.stream)
-        synchronize(self.token.device)
-        logger.info("backend='graph': %s captured in %.2f s", key, time.perf_counter() - start)
+        logger.info("backend='graph': %s captured", key)
 
 
 def captured(work: Work, restore: Work, generator: torch.Generator, stream: torch.cuda.Stream) -> Work:

@@ -17,7 +17,9 @@ def test_auto_multiplies_in_what_this_cpu_has(
 ) -> None:
     monkeypatch.setattr("chatterbox_lab.engine.linears._onednn", lambda wanted: native or wanted == torch.float32)
     assert FlowPlan.of(lab.FAST, torch.device("cpu")).dtype == dtype
-    assert FlowPlan.of(lab.FAST, torch.device("cuda")).dtype == torch.bfloat16
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation: native)
+    assert FlowPlan.of(lab.FAST, torch.device("cuda")).dtype == dtype
+    assert FlowPlan.of(lab.FAST, torch.device("mps")).dtype == torch.float32
     assert FlowPlan.of(lab.BALANCED, torch.device("cpu")).dtype == torch.float32
     asked = lab.BALANCED.replace(flow_dtype="bfloat16")
     assert FlowPlan.of(asked, torch.device("cpu")).dtype == torch.bfloat16

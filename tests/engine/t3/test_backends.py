@@ -92,9 +92,25 @@ def test_auto_leaves_layers_that_are_hooked_into_to_transformers(tts: Any) -> No
 
 
 def test_auto_takes_no_graph_before_one_was_recorded(tts: Any) -> None:
+    elsewhere = SimpleNamespace(device=torch.device("mps"), tfmr=tts.t3.tfmr, speech_head=tts.t3.speech_head)
+    assert backend_of(lab.StreamSettings(), elsewhere) == "hf"
     on_cuda = SimpleNamespace(device=torch.device("cuda", 0), tfmr=tts.t3.tfmr, speech_head=tts.t3.speech_head)
     assert backend_of(lab.StreamSettings(), on_cuda) == "static"
     assert backend_of(lab.StreamSettings(backend="graph"), on_cuda) == "graph"
+
+
+def test_auto_does_not_run_rounded_weights_past_hooks(tts: Any) -> None:
+    handle = tts.t3.tfmr.layers[0].register_forward_hook(lambda *_: None)
+    with pytest.raises(ValueError, match="weights='int8': only 'hf' runs layers with adapters or hooks"):
+        lab.speech_tokens(tts, TEXT, weights="int8", max_new_tokens=2)
+    handle.remove()
+
+
+def test_auto_sees_a_bias(tts: Any) -> None:
+    projection = tts.t3.tfmr.layers[0].self_attn.q_proj
+    projection.bias = torch.nn.Parameter(torch.zeros(projection.out_features))
+    assert backend_of(lab.StreamSettings(), tts.t3) == "hf"
+    projection.bias = None
 
 
 def test_auto_takes_the_backend_that_has_the_weights(tts: Any) -> None:

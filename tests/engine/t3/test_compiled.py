@@ -38,7 +38,7 @@ def test_one_compilation_serves_every_layer_length_text_and_call(tts: Any, afres
             said = lab.speech_tokens(tts, text, backend="compile", analyzer=mode, **fixed)
             assert torch.equal(said, lab.upstream_tokens(tts, text, **fixed))
     assert counters["stats"]["unique_graphs"] == 1
-    assert kept.kept(tts.t3.tfmr, "compiled", compiled.Compilation).seconds > 0
+    assert kept.kept(tts.t3.tfmr, "compiled", compiled.Compilation).works
 
 
 def test_without_a_compiler_one_line_says_so_and_the_plain_step_runs(
@@ -63,7 +63,7 @@ def test_a_step_that_cannot_be_compiled_later_runs_as_it_is(
         raise RuntimeError("recompile limit reached")
 
     made = kept.kept(tts.t3.tfmr, "compiled", compiled.Compilation)
-    made.function, made.seconds = broken, 1.0
+    made.function = broken
     fixed = {"seed": 0, "max_new_tokens": 5, "ignore_eos": True}
     with torch.inference_mode(), caplog.at_level(logging.WARNING, "chatterbox_lab"):
         said = lab.speech_tokens(tts, TEXT, backend="compile", **fixed)
