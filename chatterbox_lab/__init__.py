@@ -8,8 +8,9 @@ if TYPE_CHECKING:  # for editors; each is imported at its first use, because the
     from .engine.patch import patch
     from .engine.schedule import Costs
     from .engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings
-    from .engine.stream import generate, generate_stream, speech_tokens
+    from .engine.stream import generate, generate_stream, pcm16, speech_tokens
     from .engine.warm import warm_up
+    from .kept import forget
     from .study.costs import recommend
     from .study.machine import tune_torch
     from .study.upstream import upstream_stream, upstream_tokens
@@ -25,10 +26,12 @@ __all__ = [
     "FAST",
     "StreamMetrics",
     "StreamSettings",
+    "forget",
     "generate",
     "generate_stream",
     "load",
     "patch",
+    "pcm16",
     "recommend",
     "speech_tokens",
     "tune_torch",
@@ -40,10 +43,12 @@ __all__ = [
 _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "StreamSettings"), "engine.settings") | {
     "Costs": "engine.schedule",
     "StreamMetrics": "engine.clock",
+    "forget": "kept",
     "generate": "engine.stream",
     "generate_stream": "engine.stream",
     "load": "voices.load",
     "patch": "engine.patch",
+    "pcm16": "engine.stream",
     "recommend": "study.costs",
     "speech_tokens": "engine.stream",
     "tune_torch": "study.machine",

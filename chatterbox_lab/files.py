@@ -33,17 +33,3 @@ def attribute(owner: Any, name: str, value: Any) -> Iterator[None]:
         delattr(owner, name)
         if before is not missing:
             setattr(owner, name, before)
-
-
-def check_recording(path: str | Path) -> None:
-    """Raises ValueError unless ``path`` is a recording that can be read, of a second or more."""
-    import soundfile  # half a second to import, for the few who clone a voice
-
-    if not isinstance(path, (str, Path)) or not Path(path).is_file():
-        raise ValueError(f"audio_prompt_path={str(path)!r}: no such file")
-    try:
-        seconds = soundfile.info(str(path)).duration
-    except soundfile.LibsndfileError as error:
-        raise ValueError(f"audio_prompt_path={str(path)!r}: not readable as audio ({error})") from error
-    if seconds < 1:
-        raise ValueError(f"audio_prompt_path={str(path)!r}: {seconds:.2f} s long, must be at least 1 s")

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 import torch
 import torch.nn.functional as F
 
-from .kept import kept
+from ..kept import kept
 from .t3.spies import is_spy
 
 Product = Callable[[torch.Tensor], torch.Tensor]

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator
-from contextlib import AbstractContextManager, closing, contextmanager
+from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from queue import SimpleQueue
 from threading import Event, Thread, current_thread
 from typing import Any
 
 import torch
 
+from ..host import apart
 from .clock import Chunks, StageClock, synchronize
 
+_PATIENCE = 60.0
+"""Seconds. A garbage collection may end a forgotten stream within anything, also while it holds what a thread needs."""
 Source = Callable[[Event], Generator[Any, None, None]]
 _END = object()
 
@@ -73,7 +76,7 @@ def pipelined(
             queue.put(_END)
         if current_thread() not in threads:  # a forgotten stream may be collected in a thread of its own
             for thread in (thread for thread in threads if thread.ident is not None):
-                thread.join()
+                thread.join(_PATIENCE)
 
 
 def _items(queue: SimpleQueue) -> Iterator[Any]:
@@ -85,21 +88,22 @@ def _items(queue: SimpleQueue) -> Iterator[Any]:
 
 @contextmanager
 def own_share(device: torch.device, threads: int, otherwise: int) -> Iterator[None]:
-    """For a thread: on a GPU a CUDA stream of its own, on a CPU this many of PyTorch's threads.
+    """For a thread: on a GPU a CUDA stream of its own, on a CPU this many of PyTorch's threads; no autocast and such.
 
     All threads of all stages on the same cores would wait for one another. PyTorch counts by thread, but the number set
-    last also holds for threads that begin later: in the end that is ``otherwise`` again.
+    last also holds for threads that begin later: another thread sets that to ``otherwise`` again at once.
     """
-    if device.type == "cuda":
-        with torch.cuda.stream(torch.cuda.Stream(device)):
-            yield
-        return
-    torch.get_num_threads()  # before a thread's first look, what is set here would give way to the number set last
-    torch.set_num_threads(threads)
-    try:
+    with ExitStack() as stack:
+        if device.type == "cuda":
+            stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
+        else:
+            torch.get_num_threads()  # before a thread's first look, what is set here would give way
+            torch.set_num_threads(threads)
+            later = Thread(target=torch.set_num_threads, args=(otherwise,))
+            later.start()
+            later.join()
+        stack.enter_context(apart(device))
         yield
-    finally:
-        torch.set_num_threads(otherwise)
 
 
 def overlapped(

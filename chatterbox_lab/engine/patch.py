@@ -1,22 +1,29 @@
-"""The drop-in: this package behind a model's own ``generate_stream`` and ``generate``."""
+"""The drop-in: this package behind a model's own ``generate_stream``, ``generate`` and ``prepare_conditionals``."""
 
 from __future__ import annotations
 
 import inspect
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from functools import wraps
+from inspect import Parameter
+from threading import Event
 from types import MethodType
 from typing import Any
 
 import torch
-from chatterbox.tts import ChatterboxTTS
+from chatterbox.tts import ChatterboxTTS, punc_norm
 
+from .. import recordings
 from ..files import attribute
-from .clock import Chunks, Measured, StageClock, StreamMetrics, measured
-from .request import checked
+from .clock import Chunks, Measured, StageClock, StreamMetrics
+from .request import Request, check_model, checked, voice_of
 from .settings import StreamSettings
-from .stream import chunks, generate
+from .stream import chunks, said, spoken
+
+_OURS = {"seed": int | None, "max_new_tokens": int, "stop": Event | None}
+_DEFAULTS = {"seed": None, "max_new_tokens": 1000, "stop": None}
 
 
 class Patch(ExitStack):
@@ -28,8 +35,8 @@ class Patch(ExitStack):
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
         super().__init__()
         self.tts, self.settings = tts, settings
-        for name in ("generate_stream", "generate"):
-            method = _like_upstreams(MethodType(getattr(type(tts), name), tts), getattr(self, f"_{name}"))
+        for name, more in (("generate_stream", _OURS), ("generate", _OURS), ("prepare_conditionals", {})):
+            method = _like_upstreams(MethodType(getattr(type(tts), name), tts), getattr(self, f"_{name}"), more)
             method.patch = self
             self.enter_context(attribute(tts, name, method))
 
@@ -37,47 +44,76 @@ class Patch(ExitStack):
         """Gives the model its own methods back; may be called more than once."""
         self.close()
 
-    def _generate_stream(self, text: str, audio_prompt_path: Any, print_metrics: bool, **wanted: Any) -> Measured:
-        request = checked(self.tts, text, self.settings, audio_prompt_path, **wanted)
-        clock = StageClock(self.tts.t3.device, whole=not request.settings.overlap)
+    def _generate_stream(self, print_metrics: bool, **wanted: Any) -> Measured:
+        request, recording = self._asked(**wanted)
 
-        def spoken() -> Chunks:
-            if audio_prompt_path:  # within the measured time, as upstream has it
-                self.tts.prepare_conditionals(audio_prompt_path, exaggeration=request.settings.exaggeration)
-            yield from chunks(self.tts, request, clock)
+        def made(clock: StageClock) -> Chunks:
+            yield from chunks(
+                self.tts, self._voiced(request, recording), clock
+            )  # within the measured time, as upstream
 
-        stream = measured(spoken(), clock, self.tts.sr)
+        stream = spoken(self.tts, request, made)
         return _reported(stream) if print_metrics else stream
 
-    def _generate(self, text: str, audio_prompt_path: Any, **wanted: Any) -> torch.Tensor:
-        request = checked(self.tts, text, self.settings, audio_prompt_path, **wanted)
-        if audio_prompt_path:
-            self.tts.prepare_conditionals(audio_prompt_path, exaggeration=request.settings.exaggeration)
-        return generate(self.tts, text, self.settings, **wanted)
+    def _generate(self, **wanted: Any) -> torch.Tensor:
+        return said(self.tts, self._voiced(*self._asked(**wanted)))
+
+    def _prepare_conditionals(self, wav_fpath: Any, exaggeration: float) -> None:
+        recordings.check_clones(self.tts)
+        self.tts.conds = recordings.prepared(self.tts, recordings.read(wav_fpath), exaggeration)
+
+    def _asked(self, text: str, audio_prompt_path: Any, **wanted: Any) -> tuple[Request, recordings.Recording | None]:
+        """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
+        recording = None
+        if audio_prompt_path is not None and audio_prompt_path != "":
+            recordings.check_clones(self.tts)
+            recording = recordings.read(audio_prompt_path)
+        if isinstance(text, str) and not text.strip():
+            text = punc_norm(text)  # upstream's stock sentence for no text, a full stop for spaces
+        return checked(self.tts, text, self.settings, voiced=recording is None, **wanted), recording
+
+    def _voiced(self, request: Request, recording: recordings.Recording | None) -> Request:
+        """The request with the recording's voice, which is the model's own from now on, as with upstream."""
+        if recording is None:
+            return request
+        exaggeration = request.settings.exaggeration
+        conds = self.tts.conds = recordings.prepared(self.tts, recording, exaggeration)
+        return replace(request, voice=voice_of(self.tts, conds, exaggeration))
 
 
 def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
-    """Puts this package's ``generate_stream`` and ``generate`` behind the model's own, with upstream's signatures.
+    """Puts this package behind a model's own methods, with upstream's signatures.
 
-    ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until its ``.undo()``.
+    ``generate_stream`` and ``generate`` take three keywords more: ``seed``, ``max_new_tokens`` and ``stop``, as
+    `stream.generate_stream` has them. ``prepare_conditionals`` and ``audio_prompt_path`` take what `recordings.read`
+    reads; the same recording is prepared once. ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until
+    its ``.undo()``.
 
     Args:
         tts: any upstream ``ChatterboxTTS`` that is not patched yet.
         **overrides: fields of `StreamSettings` that upstream's signature does not have, such as ``analyzer="probe"``.
 
     Raises:
+        TypeError: a model that is no Chatterbox that this package runs; nothing of it has been touched then.
         ValueError: an unknown field, a value that is not allowed, a field that belongs to the call, a second patch.
     """
+    check_model(tts)
     if hasattr(vars(tts).get("generate_stream"), "patch"):
         raise ValueError("tts: already patched; call undo() on that patch first")
-    for name in overrides.keys() & inspect.signature(type(tts).generate_stream).parameters.keys():
+    for name in overrides.keys() & (inspect.signature(type(tts).generate_stream).parameters.keys() | _OURS.keys()):
         raise ValueError(f"{name}={overrides[name]!r}: belongs to generate_stream's own arguments, pass it there")
     return Patch(tts, StreamSettings().replace(**overrides))
 
 
-def _like_upstreams(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Callable[..., Any]:
-    """Our method behind the signature, defaults and documentation of the model's own."""
+def _like_upstreams(theirs: Callable[..., Any], ours: Callable[..., Any], more: dict[str, Any]) -> Callable[..., Any]:
+    """Our method behind the signature, defaults and documentation of the model's own, with keywords more."""
     signature = inspect.signature(theirs)
+    added = [
+        Parameter(name, Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=kind)
+        for name, kind in more.items()
+        if name not in signature.parameters
+    ]
+    signature = signature.replace(parameters=[*signature.parameters.values(), *added])
 
     @wraps(theirs)
     def method(*args: Any, **kwargs: Any) -> Any:
@@ -85,6 +121,7 @@ def _like_upstreams(theirs: Callable[..., Any], ours: Callable[..., Any]) -> Cal
         given.apply_defaults()
         return ours(**given.arguments)
 
+    method.__signature__ = signature
     return method
 
 

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
+from itertools import takewhile
+from threading import Event
 from typing import Any
 
 import numpy as np
@@ -11,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from chatterbox.tts import ChatterboxTTS
 
+from ..host import apart, working_apart
 from .clock import Chunks, Measured, StageClock, measured
 from .overlap import overlapped
 from .request import Request, checked
@@ -29,13 +33,15 @@ def generate_stream(
     *,
     seed: int | None = None,
     max_new_tokens: int = 1000,
+    stop: Event | None = None,
     **overrides: Any,
 ) -> Measured:
     """Speaks ``text`` in chunks, each yielded as soon as it is rendered.
 
-    Arguments are checked when this is called, before any model runs. Not thread-safe: one stream of a model at a
-    time may run, though several may be suspended. A stream with ``overlap`` works on while it is suspended: finish or
-    close it before you begin another.
+    Arguments are checked, and the voice is taken, when this is called, before any model runs. Any number of threads may
+    share a model, each with streams of its own, running or suspended: each stream gets what it would get alone. It
+    works in PyTorch's usual ways (no autocast, its own dtypes and device), whatever the application has set. A stream
+    with ``overlap`` works on while it is suspended, at most two chunks ahead.
 
     Args:
         tts: a model from `load`, or any upstream ``ChatterboxTTS``.
@@ -44,23 +50,32 @@ def generate_stream(
         seed: makes tokens and audio repeatable; equal to ``torch.manual_seed(seed)`` before upstream's sampling.
             None samples from PyTorch's default generator.
         max_new_tokens: the most speech tokens (25 a second), at least 1.
+        stop: an event that any thread may set, such as one that sees a client leave: the stream then ends with the
+            token that it is at, and renders no further chunk. ``close`` is for the thread that runs the stream.
         **overrides: single fields of ``settings``, such as ``chunk_size=25``.
 
     Yields:
-        ``(audio, metrics)``: audio (1, samples), float32 on the CPU at ``tts.sr``; metrics of the stream so far.
+        ``(audio, metrics)``: audio (1, samples), float32 on the CPU at ``tts.sr``; metrics of the stream so far. The
+        vocoder stays within 0.99; the watermark may take a sample a little above 1.0: `pcm16` clamps it.
 
     Raises:
+        TypeError: a model that is no Chatterbox.
         ValueError: names the argument, its value and what is allowed.
     """
-    request = checked(tts, text, settings, seed=seed, max_new_tokens=max_new_tokens, **overrides)
+    request = checked(tts, text, settings, seed=seed, max_new_tokens=max_new_tokens, stop=stop, **overrides)
+    return spoken(tts, request, lambda clock: chunks(tts, request, clock))
+
+
+def spoken(tts: ChatterboxTTS, request: Request, made: Callable[[StageClock], Chunks]) -> Measured:
+    """The chunks that are ``made`` on a clock, measured, and apart from how the application has set PyTorch up."""
     clock = StageClock(tts.t3.device, whole=not request.settings.overlap)
-    return measured(chunks(tts, request, clock), clock, tts.sr)
+    return measured(working_apart(made(clock), tts.t3.device), clock, tts.sr)
 
 
 def chunks(tts: ChatterboxTTS, request: Request, clock: StageClock) -> Chunks:
     """The audio (1, samples) of each chunk in turn; the stages ``t3``, ``s3gen`` and ``watermark`` go on the clock."""
     with clock.stage("s3gen"):
-        renderer = renderer_of(tts, request.settings, request.seed)
+        renderer = renderer_of(tts, request.settings, request.seed, request.voice.gen)
 
     def rendered(new: torch.Tensor, last: bool) -> torch.Tensor:
         with clock.stage("s3gen"):
@@ -83,17 +98,26 @@ def chunks(tts: ChatterboxTTS, request: Request, clock: StageClock) -> Chunks:
 
 def generate(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> torch.Tensor:
     """The whole utterance at once, (1, samples), float32 on the CPU; arguments as for `generate_stream`."""
-    request = checked(tts, text, settings, **arguments)
-    return render(tts, _all_tokens(tts, request), request.settings, seed=request.seed)
+    return said(tts, checked(tts, text, settings, **arguments))
+
+
+def said(tts: ChatterboxTTS, request: Request) -> torch.Tensor:
+    """The whole utterance of a request, (1, samples), float32 on the CPU."""
+    with apart(tts.device):
+        codes = _all_tokens(tts, request)
+        return _rendered(tts, codes, request.settings, request.seed, request.voice.gen)
 
 
 def speech_tokens(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> torch.Tensor:
     """The speech tokens of ``text``, int64 (n,), start and stop removed; arguments as for `generate_stream`."""
-    return _all_tokens(tts, checked(tts, text, settings, **arguments))
+    request = checked(tts, text, settings, **arguments)
+    with apart(tts.device):
+        return _all_tokens(tts, request)
 
 
 def _all_tokens(tts: ChatterboxTTS, request: Request) -> torch.Tensor:
-    found = list(tokens(tts, request))
+    with closing(tokens(tts, request)) as stream:
+        found = list(takewhile(lambda _: not request.stop.is_set(), stream))
     return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.long)
 
 
@@ -101,15 +125,33 @@ def render(
     tts: ChatterboxTTS, codes: torch.Tensor, settings: StreamSettings = BALANCED, *, seed: int | None = None
 ) -> torch.Tensor:
     """Audio (1, 960 n), float32 on the CPU and watermarked, of speech tokens (n,) decoded as one window."""
+    with apart(tts.device):
+        return _rendered(tts, codes, settings, seed, tts.conds.gen)
+
+
+def _rendered(
+    tts: ChatterboxTTS, codes: torch.Tensor, settings: StreamSettings, seed: int | None, voice: dict[str, Any]
+) -> torch.Tensor:
     plan = replace(FlowPlan.of(settings, tts.s3gen.device), mode="window")  # there is no past
-    renderer = Renderer(tts.s3gen, tts.conds.gen, context_window=0, fade_samples=0, seed=seed or 0, plan=plan)
+    renderer = Renderer(tts.s3gen, voice, context_window=0, fade_samples=0, seed=seed or 0, plan=plan)
     return watermark(tts, renderer.push(codes, last=True))
 
 
-def renderer_of(tts: ChatterboxTTS, settings: StreamSettings, seed: int | None = None) -> Renderer:
-    """What turns the token chunks of one stream into audio, as the settings want it, in the model's voice."""
+def renderer_of(
+    tts: ChatterboxTTS, settings: StreamSettings, seed: int | None = None, voice: dict[str, Any] | None = None
+) -> Renderer:
+    """What turns the token chunks of one stream into audio, as the settings want it; None is the model's own voice."""
     fade, plan = round(settings.fade * tts.sr), FlowPlan.of(settings, tts.s3gen.device)
-    return Renderer(tts.s3gen, tts.conds.gen, settings.context, fade, seed or 0, plan, settings.largest_chunk)
+    voice = tts.conds.gen if voice is None else voice
+    return Renderer(tts.s3gen, voice, settings.context, fade, seed or 0, plan, settings.largest_chunk)
+
+
+def pcm16(audio: torch.Tensor) -> np.ndarray:
+    """Audio (1, samples) or (samples,) as 16-bit samples, int16 (samples,); what is beyond -1 to 1 is clamped.
+
+    ``pcm16(audio).tobytes()`` is what sound cards, WAV files and most telephone gateways take.
+    """
+    return (audio.detach().flatten().float().clamp(-1, 1) * 32767).round().to(torch.int16).cpu().numpy()
 
 
 def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:

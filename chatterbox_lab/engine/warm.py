@@ -12,8 +12,9 @@ from typing import Any
 import torch
 from chatterbox.tts import ChatterboxTTS
 
+from ..host import apart
 from .clock import synchronize
-from .request import checked
+from .request import Request, checked
 from .settings import BALANCED, StreamSettings
 from .stream import renderer_of, watermark
 from .t3.decode import tokens
@@ -31,15 +32,20 @@ def warm_up(tts: ChatterboxTTS, settings: StreamSettings = BALANCED, **overrides
     """
     request = checked(tts, _TEXT, settings, **{"seed": 0, **overrides, "ignore_eos": True, "guard": False})
     start = time.perf_counter()
+    with apart(tts.device):
+        _work(tts, request)
+    synchronize(tts.device)
+    return time.perf_counter() - start
+
+
+def _work(tts: ChatterboxTTS, request: Request) -> None:
     with closing(tokens(tts, request)) as spoken:
         deque(islice(spoken, _TOKENS), maxlen=0)
-    renderer = renderer_of(tts, request.settings, request.seed)
+    renderer = renderer_of(tts, request.settings, request.seed, request.voice.gen)
     codes = torch.zeros(request.settings.largest_chunk, dtype=torch.long)
     for size in _opening(request.settings):
         watermark(tts, renderer.push(codes[:size]))
     watermark(tts, renderer.push(codes[:0], last=True))
-    synchronize(tts.device)
-    return time.perf_counter() - start
 
 
 def _opening(settings: StreamSettings) -> Iterator[int]:

@@ -12,15 +12,15 @@ from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
 
-import numpy as np
 import soundfile
 import torch
 
+from .. import recordings
 from ..engine.clock import Measured, StreamMetrics
 from ..engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings, whole_number
-from ..engine.stream import generate_stream
+from ..engine.stream import generate_stream, pcm16
 from ..engine.warm import warm_up
-from ..files import check_recording, written_whole
+from ..files import written_whole
 from ..study import command
 from ..study.logs import quiet
 from ..voices.load import load, pick_device
@@ -56,7 +56,7 @@ class Player:
 
     def push(self, audio: torch.Tensor) -> None:
         """Plays audio (1, samples) after what was pushed before; returns at once."""
-        self._chunks.put(_samples(audio).tobytes())
+        self._chunks.put(pcm16(audio).tobytes())
 
     def finish(self) -> int:
         """Waits until all is played; returns the program's exit status."""
@@ -150,14 +150,9 @@ def _chunks(
     return chunks, metrics
 
 
-def _samples(audio: torch.Tensor) -> np.ndarray:
-    """Audio (1, samples) as 16-bit samples, int16 (samples,)."""
-    return (audio[0].clamp(-1, 1) * 32767).round().to(torch.int16).numpy()
-
-
 def _write(path: Path, audio: torch.Tensor, rate: int) -> None:
     with written_whole(path) as part:
-        soundfile.write(part, _samples(audio), rate)
+        soundfile.write(part, pcm16(audio), rate)
 
 
 def _told(metrics: StreamMetrics, path: Path, limit: int) -> str:
@@ -186,5 +181,5 @@ def _checked(text: str, options: argparse.Namespace) -> tuple[StreamSettings, Pa
     if not path.parent.is_dir():
         raise ValueError(f"output={str(path)!r}: there is no folder {str(path.parent)!r}")
     if options.reference is not None:
-        check_recording(options.reference)
+        recordings.read(options.reference)
     return settings, path, round(options.most * _TOKENS_PER_SECOND)

@@ -38,7 +38,8 @@ from chatterbox.models.voice_encoder.config import VoiceEncConfig
 from chatterbox.tts import ChatterboxTTS, Conditionals
 from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 
-from ..files import attribute, check_recording
+from .. import recordings
+from ..files import attribute
 from .config import ModelConfig
 from .head import FlowCodesHead
 
@@ -46,17 +47,17 @@ PROMPT_TOKENS = 250  # the ten-second voice prompt that S3Gen takes: ChatterboxT
 
 
 class LabTTS(ChatterboxTTS):
-    """Upstream's class; a reference recording that cannot be used is refused with a clear message."""
+    """Upstream's class; it takes the voice of a recording once, and refuses one that cannot be used."""
 
     config = ModelConfig()
 
-    def prepare_conditionals(self, wav_fpath: str | Path, exaggeration: float = 0.5) -> None:
-        """Takes the voice of a recording. Raises ValueError where the model cannot clone or the file is no audio."""
-        if not self.config.clone:
-            raise ValueError("this voice cannot clone: its folder holds no speaker encoder and speech tokenizer")
-        check_recording(wav_fpath)
-        super().prepare_conditionals(wav_fpath, exaggeration=exaggeration)
-        self.conds.t3.to(dtype=self.t3.speech_head.weight.dtype)
+    def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
+        """Takes the voice of a recording (`recordings.read` says which).
+
+        Raises ValueError where the model cannot clone or the recording cannot be used.
+        """
+        recordings.check_clones(self)
+        self.conds = recordings.prepared(self, recordings.read(wav_fpath), exaggeration)
 
 
 class NoWatermark:

@@ -10,7 +10,8 @@ import torch.nn.functional as F
 from conftest import TEXT
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import kept, linears
+from chatterbox_lab import kept
+from chatterbox_lab.engine import linears
 
 SHAPES = [((96, 96, 96), 96), ((40, 24), 64), ((128,), 32)]
 

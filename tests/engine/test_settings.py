@@ -155,11 +155,11 @@ def test_a_patch_refuses_what_it_would_ignore(tts: Any, name: str, value: Any) -
 
 
 def test_a_refused_patched_call_leaves_the_voice(tts: Any, no_model_runs: None, tmp_path: Path) -> None:
-    soundfile.write(tmp_path / "voice.wav", torch.zeros(24000).numpy(), 24000)
+    soundfile.write(tmp_path / "voice.wav", torch.rand(24000).numpy(), 24000)
     with lab.patch(tts):
         for call in (tts.generate_stream, tts.generate):
             with pytest.raises(ValueError, match="text="):
-                call("", audio_prompt_path=tmp_path / "voice.wav")
+                call(None, audio_prompt_path=tmp_path / "voice.wav")
 
 
 def test_upstream_has_no_greedy(tts: Any, no_model_runs: None) -> None:

@@ -460,13 +460,15 @@ def test_the_reports_snippets_run_unchanged(
 def test_a_patch_keeps_upstreams_signatures_and_undoes_itself(tts: Any) -> None:
     plain = tts.generate_stream
     with lab.patch(tts):
-        for name in ("generate_stream", "generate"):
+        for name in ("generate_stream", "generate", "prepare_conditionals"):
             ours, theirs = (
-                inspect.signature(function) for function in (getattr(tts, name), getattr(ChatterboxTTS, name))
+                inspect.signature(function).parameters
+                for function in (getattr(tts, name), getattr(ChatterboxTTS, name))
             )
-            assert {k: p.default for k, p in ours.parameters.items()} == {
-                k: p.default for k, p in theirs.parameters.items() if k != "self"
-            }
+            added = {k: p for k, p in ours.items() if k not in theirs}
+            assert [p for k, p in ours.items() if k in theirs] == [p for k, p in theirs.items() if k != "self"]
+            assert list(added) == (["seed", "max_new_tokens", "stop"] if name.startswith("generate") else [])
+            assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in added.values())
         assert tts.generate_stream != plain
     assert tts.generate_stream == plain
     patch = lab.patch(tts, analyzer="probe")

@@ -8,8 +8,9 @@ import pytest
 import torch
 
 import chatterbox_lab as lab
+from chatterbox_lab import kept
 from chatterbox_lab.__main__ import main
-from chatterbox_lab.engine import kept, linears
+from chatterbox_lab.engine import linears
 from chatterbox_lab.study import t3_ladder
 from chatterbox_lab.study.ladder import STOCK
 

@@ -6,6 +6,7 @@ these products are kept, and SDPA gets the relative positions as a bias that is 
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -81,11 +82,13 @@ class _Layer:
 
     def _keys_of_distances(self, length: int) -> torch.Tensor:
         """The products of distances T-1 to -(T-1), (heads, width, 2 T - 1), kept for as many as were ever asked for."""
-        if self.distances.shape[2] < 2 * length - 1:
-            self.positions.extend_pe(self.content.new_empty(1, length, dtype=torch.float32))
-            middle = self.positions.pe.shape[1] // 2
-            table = self.positions.pe[0, middle - length + 1 : middle + length]
+        distances = self.distances  # another thread may put longer or shorter ones there meanwhile
+        if distances.shape[2] < 2 * length - 1:
+            positions = copy.copy(self.positions)  # upstream's own table stays as it is
+            positions.extend_pe(self.content.new_empty(1, length, dtype=torch.float32))
+            middle = positions.pe.shape[1] // 2
+            table = positions.pe[0, middle - length + 1 : middle + length]
             found = F.linear(table, self.module.self_attn.linear_pos.weight).unflatten(1, (self.heads, -1))
-            self.distances = found.permute(1, 2, 0).to(self.dtype).contiguous()
-        middle = self.distances.shape[2] // 2
-        return self.distances[:, :, middle - length + 1 : middle + length]
+            distances = self.distances = found.permute(1, 2, 0).to(self.dtype).contiguous()
+        middle = distances.shape[2] // 2
+        return distances[:, :, middle - length + 1 : middle + length]

@@ -9,7 +9,7 @@ from weakref import finalize
 import torch
 import torch.nn.functional as F
 
-from ..kept import kept
+from ...kept import Pool, kept
 from ..linears import multiplies
 from ..settings import StreamSettings
 from .encoder import Encoder
@@ -110,16 +110,14 @@ class Flow:
 
         The last two that differ are kept with the model, so that a voice is read once and not once a stream.
         """
-        pool: list[_Read] = kept(self.flow, "pasts", list)
-        read = next((read for read in pool if read.fits(self)), None)
-        if read is not None:
-            pool[:] = [other for other in pool if other is not read]
-        else:
-            del pool[_KEPT - 1 :]  # first, for the memory
+        pool: Pool[_Read] = kept(self.flow, "pasts", lambda: Pool(_KEPT))
+        read = pool.take(lambda read: read.fits(self))
+        if read is None:
+            pool.shrink(_KEPT - 1)  # first, for the memory
             read = _Read(self.plan, self.room, (self.prompt_token, self.prompt_mel, self.speaker), self._read_prompt())
         for past in read.pasts:
             past.rewind()
-        finalize(self, _given_back, pool, read).atexit = False
+        finalize(self, pool.give, read).atexit = False
         return read.pasts
 
     def _read_prompt(self) -> list[Past]:
@@ -145,10 +143,6 @@ class _Read:
     def fits(self, flow: Flow) -> bool:
         voice = flow.prompt_token, flow.prompt_mel, flow.speaker
         return (self.plan, self.room) == (flow.plan, flow.room) and all(map(torch.equal, self.voice, voice))
-
-
-def _given_back(pool: list[_Read], read: _Read) -> None:
-    pool[:] = [read, *pool][:_KEPT]
 
 
 def euler_times(steps: int, scheduler: str, device: torch.device) -> tuple[list[torch.Tensor], torch.Tensor]:

@@ -8,7 +8,7 @@ import math
 import torch
 from torch.nn.utils.parametrize import is_parametrized
 
-from ..kept import kept
+from ...kept import kept
 
 SAMPLES_PER_FRAME = 480
 """HiFT's upsampling, 8 * 5 * 3, times the hop of its inverse STFT, 4: 24 kHz over 50 frames a second."""
@@ -23,8 +23,7 @@ class Vocoder:
     """
 
     def __init__(self, hift: torch.nn.Module, seed: int) -> None:
-        self.hift = kept(hift, "folded", lambda: folded(hift))
-        self.reach = kept(hift, "reach", lambda: reach(hift))
+        self.hift, self.reach = kept(hift, "folded", lambda: (folded(hift), reach(hift)))
         """Frames to either side that a sample depends on."""
         self.excitation = Excitation(hift, seed)
         self.source = torch.zeros(1, 1, 0, device=next(hift.parameters()).device)

@@ -7,8 +7,9 @@ attention. Here the same row is read in four ways (`Attention`), none of which o
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from functools import partial
 from typing import Any
 
@@ -20,7 +21,7 @@ from transformers import DynamicCache
 from ...files import attribute
 from .backends import Heads, Setup, Span
 from .eager import EagerT3
-from .spies import without_spies
+from .spies import is_spied_on, lift
 
 FORK_HEADS: Heads = ((9, None),)
 """(layer, head) pairs that the streaming fork's analyzer reads: layer 9, the mean of its heads."""
@@ -29,7 +30,9 @@ LATER_HEADS: Heads = ((12, 15), (13, 11), (9, 2))
 
 
 class Attention:
-    """T3's transformer run in one of four analyzer modes; the layers are changed only while a forward runs.
+    """T3's transformer run in one of four analyzer modes, through copies of its layers that share their weights.
+
+    What reads or switches attention is on the copies: other threads run through the same layers meanwhile.
 
     Args:
         tfmr: T3's ``LlamaModel``.
@@ -42,13 +45,14 @@ class Attention:
     """
 
     def __init__(self, tfmr: torch.nn.Module, mode: str, text: Span, heads: Heads = FORK_HEADS) -> None:
-        self.tfmr, self.mode, self.text, self.heads = tfmr, mode, text, heads
+        self.mode, self.text, self.heads = mode, text, heads
         self.rows: torch.Tensor | None = None
         """Attention to the text (rows, text tokens), float32, of the last forward's speech positions, batch row 0."""
-        self.cache = DynamicCache()
+        self.cache = RoomyCache()
         self._found: dict[int, torch.Tensor] = {}
         if mode != "off":
             check_heads(tfmr, heads)
+        self.tfmr = self._read(tfmr)
 
     @torch.inference_mode()
     def __call__(self, embeds: torch.Tensor, cache: Any = None) -> torch.Tensor:
@@ -58,10 +62,9 @@ class Attention:
         """
         cache = self.cache if cache is None else cache
         self._found.clear()
-        with without_spies(self.tfmr), self._reading():
-            output = self.tfmr(
-                inputs_embeds=embeds, past_key_values=cache, use_cache=True, output_attentions=self.mode == "stock"
-            )
+        output = self.tfmr(
+            inputs_embeds=embeds, past_key_values=cache, use_cache=True, output_attentions=self.mode == "stock"
+        )
         if self._found:
             self.rows = averaged_rows(self._found, self.heads)
         return output.last_hidden_state
@@ -70,16 +73,23 @@ class Attention:
         """Hidden states (2, T, C) of a prompt's embeddings (2, T, C), the voice's among them."""
         return self(embeds)
 
-    @contextmanager
-    def _reading(self) -> Iterator[None]:
-        with ExitStack() as stack:
-            for index in {layer for layer, _ in self.heads} if self.mode != "off" else ():
-                layer = self.tfmr.layers[index].self_attn
-                if self.mode == "probe":
-                    stack.enter_context(watching_sdpa(layer, partial(self._from_query, index)))
-                else:
-                    stack.enter_context(_hooked(layer, partial(self._from_map, index), self.mode == "layer"))
-            yield
+    def _read(self, tfmr: torch.nn.Module) -> torch.nn.Module:
+        """The transformer with layers of its own where the alignment is read or upstream's analyzer has been."""
+        read = {layer for layer, _ in self.heads} if self.mode != "off" else set()
+        layers = list(tfmr.layers)
+        for index, layer in enumerate(layers):
+            if index in read or is_spied_on(layer.self_attn):
+                layers[index] = twin(layer, self_attn=twin(layer.self_attn))
+                lift(layers[index].self_attn)
+        for index in read:
+            attention = layers[index].self_attn
+            if self.mode == "probe":
+                attention.forward = _watched(attention.forward, partial(self._from_query, index))
+                continue
+            attention.register_forward_hook(partial(self._from_map, index))
+            if self.mode == "layer":
+                attention.register_forward_pre_hook(_ask_for_map, with_kwargs=True)
+        return twin(tfmr, layers=torch.nn.ModuleList(layers))
 
     def _from_map(self, index: int, module: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
         if output[1] is None:
@@ -140,6 +150,40 @@ def check_heads(tfmr: torch.nn.Module, heads: Heads) -> None:
             raise ValueError(f"heads={tuple(heads)}: ({layer}, {head}) is not within {layers} layers of {count} heads")
 
 
+class RoomyCache(DynamicCache):
+    """A cache that grows by doubling, so that a new token does not copy all that was said before."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._lengths: dict[int, int] = {}
+        self._room: dict[int, list[torch.Tensor]] = {}
+
+    def update(
+        self, key_states: torch.Tensor, value_states: torch.Tensor, layer_idx: int, *_: Any, **__: Any
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Keys and values (B, H, positions, D) of a layer, those given among them."""
+        start, new = self.get_seq_length(layer_idx), (key_states, value_states)
+        end = start + key_states.shape[-2]
+        room = self._room.get(layer_idx)
+        if room is None or end > room[0].shape[-2]:
+            larger = [states.new_empty(*states.shape[:-2], 2 * end, states.shape[-1]) for states in new]
+            for old, wider in zip(room or (), larger, strict=False):
+                wider[..., :start, :] = old[..., :start, :]
+            room = self._room[layer_idx] = larger
+        for states, kept in zip(new, room, strict=True):
+            kept[..., start:end, :] = states
+        self._lengths[layer_idx] = end
+        return room[0][..., :end, :], room[1][..., :end, :]
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        """Positions that a layer holds."""
+        return self._lengths.get(layer_idx, 0)
+
+    def get_mask_sizes(self, query: Any, layer_idx: int) -> tuple[int, int]:
+        """Keys that new positions will see, and where they begin (asked by transformers from 4.53 on)."""
+        return self.get_seq_length(layer_idx) + (query if isinstance(query, int) else len(query)), 0
+
+
 class SdpaWatch(TorchFunctionMode):
     """Shows query, key and scale of every scaled_dot_product_attention of this thread to a reader."""
 
@@ -158,26 +202,26 @@ class SdpaWatch(TorchFunctionMode):
 @contextmanager
 def watching_sdpa(layer: torch.nn.Module, read: Callable[..., None]) -> Iterator[None]:
     """Shows ``read`` the query (B, heads, T, d), key and scale of the layer's attention while the context lasts."""
-    original = layer.forward
+    with attribute(layer, "forward", _watched(layer.forward, read)):
+        yield
 
-    def forward(*args: Any, **kwargs: Any) -> Any:
+
+def _watched(forward: Callable[..., Any], read: Callable[..., None]) -> Callable[..., Any]:
+    def watched(*args: Any, **kwargs: Any) -> Any:
         with SdpaWatch(read):
-            return original(*args, **kwargs)
+            return forward(*args, **kwargs)
 
-    with attribute(layer, "forward", forward):
-        yield
+    return watched
 
 
-@contextmanager
-def _hooked(layer: torch.nn.Module, read: Callable[..., None], fall_back: bool) -> Iterator[None]:
-    handles = [layer.register_forward_hook(read)]
-    if fall_back:
-        handles.append(layer.register_forward_pre_hook(_ask_for_map, with_kwargs=True))
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+def twin(module: torch.nn.Module, **parts: torch.nn.Module) -> torch.nn.Module:
+    """A module that shares all weights with another, but not its attributes, its hooks and these of its parts."""
+    found = type(module).__new__(type(module))
+    found.__dict__ = {
+        name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()
+    }
+    found._modules.update(parts)
+    return found
 
 
 def _ask_for_map(module: Any, args: tuple, kwargs: dict[str, Any]) -> tuple[tuple, dict[str, Any]]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 
-from ..kept import kept
+from ...kept import kept
 from .backends import Setup
 from .eager import EagerT3
 from .static import Place, StaticT3, attention_of_one, rotated

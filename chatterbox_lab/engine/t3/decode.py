@@ -6,16 +6,17 @@ from collections.abc import Generator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from itertools import islice, takewhile
-from threading import Event
+from threading import Event, Lock
 
 import torch
 from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS
 
+from ...kept import Recent, kept
 from ..clock import StageClock
-from ..kept import Latest, kept
 from ..request import Request
+from ..request import conditioning as conditioning
 from ..settings import StreamSettings
 from .alignment import AlignmentTracker, guard_logits
 from .attention import FORK_HEADS
@@ -32,16 +33,19 @@ def token_chunks(
 ) -> Generator[tuple[torch.Tensor, bool], None, None]:
     """The new speech tokens (n,) of each chunk, and whether it is the last; n may be 0 for the last.
 
-    T3's work is stage ``t3`` on the clock. Once ``halted`` is set, T3 stops after the token that it is at.
+    T3's work is stage ``t3`` on the clock. Once ``halted`` or the request's ``stop`` is set, T3 ends with the token
+    that it is at, and what does not fill a chunk is dropped.
     """
-    halted = halted or Event()
+    ends = [request.stop] + ([] if halted is None else [halted])
     sizes, said, last = request.settings.chunk_sizes(), 0, False
     with closing(tokens(tts, request)) as stream:  # an error must not leave T3 suspended
-        while not last and not halted.is_set():
+        while not last:
             size = next(sizes)
             with clock.stage("t3"):
-                new = list(takewhile(lambda _: not halted.is_set(), islice(stream, size)))
+                new = list(takewhile(lambda _: not any(end.is_set() for end in ends), islice(stream, size)))
                 chunk = torch.cat(new) if new else torch.zeros(0, dtype=torch.long)
+            if any(end.is_set() for end in ends):
+                return
             said += len(new)
             last = len(new) < size or said == request.max_new_tokens
             yield chunk, last
@@ -49,16 +53,9 @@ def token_chunks(
 
 def tokens(tts: ChatterboxTTS, request: Request) -> Generator[torch.Tensor, None, None]:
     """The speech tokens of a request, one at a time (see `decode`)."""
-    settings, seed = request.settings, request.seed
-    generator = None if seed is None else torch.Generator(tts.t3.device).manual_seed(seed)
-    given = conditioning(tts, settings.exaggeration), request.text_tokens, settings
+    generator = None if request.seed is None else torch.Generator(tts.t3.device).manual_seed(request.seed)
+    given = request.voice.t3, request.text_tokens, request.settings
     return decode(tts.t3, *given, generator=generator, max_new_tokens=request.max_new_tokens)
-
-
-def conditioning(tts: ChatterboxTTS, exaggeration: float) -> T3Cond:
-    """T3's conditioning with the wanted exaggeration, in T3's dtype; the model's own is left as it is."""
-    cond = replace(tts.conds.t3, emotion_adv=exaggeration * torch.ones(1, 1, 1), cond_prompt_speech_emb=None)
-    return cond.to(device=tts.device, dtype=tts.t3.speech_head.weight.dtype)
 
 
 @torch.inference_mode()
@@ -147,7 +144,16 @@ def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tenso
 
 @torch.no_grad()
 def _voice(t3: T3, cond: T3Cond) -> torch.Tensor:
-    """The conditioning's embeddings (1, T, C), kept with the model until another voice comes."""
+    """The conditioning's embeddings (1, T, C); those of the last few voices are kept with the model."""
     given = {name: value for name, value in vars(cond).items() if torch.is_tensor(value)}
-    latest: Latest = kept(t3, "conditioning", Latest)
-    return latest.value(given, lambda: t3.prepare_conditioning(replace(cond)))
+    recent: Recent = kept(t3, "conditioning", Recent)
+    return recent.value(given, lambda: _prepared(t3, cond))
+
+
+def _prepared(t3: T3, cond: T3Cond) -> torch.Tensor:
+    with _one_at_a_time:
+        return t3.prepare_conditioning(replace(cond))
+
+
+_one_at_a_time = Lock()
+"""For upstream's Perceiver, which switches SDPA's kernels for the whole process and back."""

@@ -15,7 +15,7 @@ from functools import partial
 import torch
 from chatterbox.models.t3 import T3
 
-from ..kept import kept
+from ...kept import Pool, kept
 from ..linears import head_linear
 from .backends import Heads, Setup
 from .eager import token_embedding
@@ -163,12 +163,10 @@ def captured(work: Work, restore: Work, generator: torch.Generator, stream: torc
 def stepper(setup: Setup) -> Iterator[GraphT3]:
     """Backend ``"graph"``: buffers and graphs are kept with the model, and lent to one call at a time."""
     key = "graph", setup.analyzer, tuple(setup.heads)
-    free: list[GraphT3] = kept(setup.t3, key, list)
-    graph = next((graph for graph in free if graph.capacity >= setup.capacity), None)
-    if graph is not None:
-        free.remove(graph)
-    else:
-        free.clear()  # too short for what is asked now: their memory goes to the longer one
+    free: Pool[GraphT3] = kept(setup.t3, key, Pool)
+    graph = free.take(lambda graph: graph.capacity >= setup.capacity)
+    if graph is None:
+        free.shrink()  # too short for what is asked now: their memory goes to the longer one
         capacity = -(-setup.capacity // _GRAIN) * _GRAIN
         graph = GraphT3(setup.t3, setup.analyzer, setup.heads, capacity)
     generator = setup.generator or _default_generator(setup.t3.device)
@@ -179,7 +177,7 @@ def stepper(setup: Setup) -> Iterator[GraphT3]:
         finally:
             generator.set_state(graph.generator.get_state())
     finally:
-        free.append(graph)
+        free.give(graph)
 
 
 def _default_generator(device: torch.device) -> torch.Generator:

@@ -9,7 +9,7 @@ import torch
 import torch.nn.functional as F
 from chatterbox.models.s3gen import hifigan
 
-from chatterbox_lab.engine import kept
+from chatterbox_lab import kept
 from chatterbox_lab.engine.s3gen.flow import Flow, FlowPlan, euler_times
 from chatterbox_lab.engine.s3gen.render import Renderer, cross_fade
 from chatterbox_lab.engine.s3gen.unet import UNet
@@ -167,7 +167,7 @@ def test_streams_in_turn_with_two_settings_read_the_voice_once_each(tts: Any, ca
         spoken(tts, plan, sizes=(10,))
     assert len(calls) == 2 * 2 + 2  # the prompt and a chunk, then a chunk alone
     spoken(tts, FlowPlan("cached", steps=2), sizes=(10,))
-    pool = kept.kept(tts.s3gen.flow, "pasts", list)
+    pool = kept.kept(tts.s3gen.flow, "pasts", lambda: kept.Pool(2))
     assert len(pool) == 2  # the oldest made room
 
 

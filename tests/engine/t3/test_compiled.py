@@ -13,7 +13,7 @@ from conftest import TEXT
 from torch._dynamo.utils import counters
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import kept
+from chatterbox_lab import kept
 from chatterbox_lab.engine.t3 import compiled
 
 

@@ -13,7 +13,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import kept
+from chatterbox_lab import kept
 from chatterbox_lab.engine.request import encode_text
 from chatterbox_lab.engine.t3 import attention, decode, graph
 from chatterbox_lab.engine.t3.backends import BACKENDS
@@ -141,7 +141,7 @@ def test_a_graph_is_given_back_by_a_call_that_failed(tts: Any, recorder: Recorde
     stream = lab.generate_stream(tts, TEXT, chunk_size=5, **fixed)
     next(stream)
     stream.close()
-    free = kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), list)
+    free = kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), kept.Pool)
     assert len(free) == 1
     said = lab.speech_tokens(tts, LONG, **fixed)
     assert torch.equal(said, lab.speech_tokens(tts, LONG, **fixed | {"backend": "static"}))
@@ -159,7 +159,7 @@ def test_a_renderer_that_fails_gives_the_graph_back(
     with pytest.raises(RuntimeError, match="no audio today") as caught:
         list(lab.generate_stream(tts, TEXT, chunk_size=5, seed=0, max_new_tokens=10, ignore_eos=True, backend="graph"))
     assert caught.tb is not None  # as in a notebook, where the last error's frames stay
-    assert len(kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), list)) == 1
+    assert len(kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), kept.Pool)) == 1
 
 
 def test_without_a_seed_the_default_generator_decides(tts: Any, recorder: Recorder) -> None:

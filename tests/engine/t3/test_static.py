@@ -9,7 +9,7 @@ from conftest import TEXT
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import kept
+from chatterbox_lab import kept
 from chatterbox_lab.engine.request import encode_text
 from chatterbox_lab.engine.t3 import attention, backends, static
 from chatterbox_lab.engine.t3.backends import READ_BESIDE
@@ -83,8 +83,13 @@ def test_modes_that_need_maps_are_refused(tts: Any, mode: str) -> None:
 
 def test_long_and_short_texts_are_attended_to_alike(tts: Any) -> None:
     torch.manual_seed(0)
-    query, key, value = torch.randn(2, 16, 1, 64), torch.randn(2, 16, 300, 64), torch.randn(2, 16, 300, 64)
-    for length in (5, static._LONG, static._LONG + 1, 300):
+    query, (key, value) = (
+        torch.randn(2, 16, 1, 64),
+        static.roomy((2, 2, 16), 300, 64, torch.float32, torch.device("cpu")),
+    )
+    key.normal_()
+    value.normal_()
+    for length in (1, 5, 300):
         given = query, key[:, :, :length], value[:, :, :length]
         expected = torch.nn.functional.scaled_dot_product_attention(*given)
         torch.testing.assert_close(static.attention(*given, None), expected, rtol=1e-5, atol=1e-6)
@@ -127,12 +132,12 @@ def test_a_voice_is_prefilled_once(tts: Any, monkeypatch: pytest.MonkeyPatch) ->
     assert len(positions) == 1 + len(TEXTS)
 
 
-def test_the_conditioning_is_made_once_for_a_voice(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_conditioning_is_made_once_for_each_of_the_last_voices(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     made = []
     encode = tts.t3.cond_enc.forward
     monkeypatch.setattr(tts.t3.cond_enc, "forward", lambda cond: made.append(cond) or encode(cond))
     kept._kept.clear()
-    for exaggeration, count in ((0.5, 1), (0.5, 1), (0.9, 2), (0.9, 2), (0.5, 3)):
+    for exaggeration, count in ((0.5, 1), (0.5, 1), (0.9, 2), (0.9, 2), (0.5, 2), (1, 3), (2, 4), (3, 5), (0.9, 6)):
         prompt(tts.t3, conditioning(tts, exaggeration), encode_text(tts, TEXT))
         assert len(made) == count
 
@@ -162,8 +167,7 @@ class Work(TorchDispatchMode):
 
 
 @pytest.mark.parametrize("mode", READ_BESIDE)
-def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(static, "_LONG", 0)  # the early one in the kernels of the late one
+def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str) -> None:
     embeds, text = prefill(tts)
     attend = static.StaticT3(tts.t3.tfmr, mode, text, embeds.shape[1] + 900)
     attend(embeds)

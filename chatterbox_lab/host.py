@@ -1,0 +1,65 @@
+"""How an application has set PyTorch up, kept away from this package's work, and left as it is.
+
+PyTorch's defaults are partly a thread's (autocast, device, gradients) and partly the process's (dtype). Here only the
+thread's are changed, and only while a call works: never between two chunks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+from contextlib import ExitStack, closing, contextmanager
+from typing import Any, TypeVar
+
+import numpy as np
+import torch
+from torch.overrides import TorchFunctionMode
+
+Item = TypeVar("Item")
+_ALWAYS_FLOATS = {torch.empty, torch.zeros, torch.ones, torch.rand, torch.randn, torch.linspace, torch.eye}
+_ALWAYS_FLOATS |= {torch.hann_window, torch.hamming_window}
+_MAYBE_FLOATS = {torch.arange, torch.full, torch.tensor, torch.as_tensor, torch.scalar_tensor}
+
+
+class _Float32(TorchFunctionMode):
+    """In this thread, new tensors of floats are float32 where no dtype is given, whatever the process's default."""
+
+    def __torch_function__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        kwargs = kwargs or {}
+        if func in _ALWAYS_FLOATS and kwargs.get("dtype") is None:
+            return func(*args, **dict(kwargs, dtype=torch.float32))
+        found = func(*args, **kwargs)
+        typed = kwargs.get("dtype") is not None or isinstance(args[0] if args else None, (np.ndarray, torch.Tensor))
+        if func in _MAYBE_FLOATS and not typed and found.is_floating_point():
+            return func(*args, **dict(kwargs, dtype=torch.float32))
+        return found
+
+
+@contextmanager
+def apart(device: str | torch.device) -> Iterator[None]:
+    """PyTorch as this package expects it, in this thread: no autocast, float32 and the CPU where nothing else is said.
+
+    Args:
+        device: where the model is.
+    """
+    with ExitStack() as stack:
+        for kind in {"cpu", torch.device(device).type}:
+            if torch.is_autocast_enabled(kind):
+                stack.enter_context(torch.autocast(kind, enabled=False))
+        default = torch.empty(0)
+        if default.dtype != torch.float32:
+            stack.enter_context(_Float32())
+        if default.device.type != "cpu":
+            stack.enter_context(torch.device("cpu"))
+        yield
+
+
+def working_apart(items: Generator[Item, None, None], device: str | torch.device) -> Generator[Item, None, None]:
+    """The items of a generator that works within `apart` and yields outside of it."""
+    end = object()
+    with closing(items):
+        while True:
+            with apart(device):
+                item = next(items, end)
+            if item is end:
+                return
+            yield item
