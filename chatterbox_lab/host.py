@@ -53,6 +53,22 @@ def apart(device: str | torch.device) -> Iterator[None]:
         yield
 
 
+@contextmanager
+def building() -> Iterator[None]:
+    """PyTorch as upstream expects it while a model is built or the voice of a recording is prepared.
+
+    Both follow the process's default dtype in ways that cannot be kept to one thread: where that is not float32, it is
+    until they are done.
+    """
+    before = torch.get_default_dtype()
+    with apart("cpu"):
+        torch.set_default_dtype(torch.float32)
+        try:
+            yield
+        finally:
+            torch.set_default_dtype(before)
+
+
 def working_apart(items: Generator[Item, None, None], device: str | torch.device) -> Generator[Item, None, None]:
     """The items of a generator that works within `apart` and yields outside of it."""
     end = object()

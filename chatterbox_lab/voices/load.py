@@ -10,6 +10,7 @@ from chatterbox.tts import REPO_ID
 from huggingface_hub import snapshot_download
 
 from ..files import REPOSITORY
+from ..host import building
 from .build import LabTTS, assemble, random_conditionals
 from .config import TINY, ModelConfig
 from .folder import WEIGHTS, fill, require
@@ -55,14 +56,14 @@ def load(
     if folder is not None:
         require(folder / "tokenizer.json")
     config = _SIZES[model] if folder is None else ModelConfig.read(folder / "config.json")
-    with torch.random.fork_rng(devices=[]), torch.device("cpu"):
+    with torch.random.fork_rng(devices=[]), building():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's generators as well
         tts = assemble(config, None if folder is None else folder / "tokenizer.json", watermark)
         if folder is None:
             tts.conds = random_conditionals(tts.t3.hp)
         else:
             fill(tts, folder)
-    return place(tts, device, dtype)
+        return place(tts, device, dtype)
 
 
 def pick_device(device: str) -> str:

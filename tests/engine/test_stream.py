@@ -466,7 +466,8 @@ def test_a_patch_keeps_upstreams_signatures_and_undoes_itself(tts: Any) -> None:
                 for function in (getattr(tts, name), getattr(ChatterboxTTS, name))
             )
             added = {k: p for k, p in ours.items() if k not in theirs}
-            assert [p for k, p in ours.items() if k in theirs] == [p for k, p in theirs.items() if k != "self"]
+            kept = [(k, p.kind, p.default) for k, p in ours.items() if k in theirs]
+            assert kept == [(k, p.kind, p.default) for k, p in theirs.items() if k != "self"]
             assert list(added) == (["seed", "max_new_tokens", "stop"] if name.startswith("generate") else [])
             assert all(p.kind is p.KEYWORD_ONLY and p.default is not p.empty for p in added.values())
         assert tts.generate_stream != plain

@@ -120,6 +120,6 @@ def cross_fade(before: torch.Tensor, after: torch.Tensor) -> torch.Tensor:
     length = before.shape[1]
     if length == 0:
         return after
-    rise = (1 - torch.cos(torch.pi * (torch.arange(length) + 0.5) / length)) / 2
+    rise = (1 - torch.cos(torch.pi * (torch.arange(length, dtype=torch.float32) + 0.5) / length)) / 2
     blended = before * (1 - rise) + after[:, :length] * rise
     return torch.cat([blended, after[:, length:]], dim=1)

@@ -1,0 +1,179 @@
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import pytest
+import torch
+from conftest import TEXT
+
+import chatterbox_lab as lab
+
+
+@contextmanager
+def default_dtype(dtype: torch.dtype) -> Iterator[None]:
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(dtype)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+@contextmanager
+def default_device(device: str) -> Iterator[None]:
+    torch.set_default_device(device)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+
+
+@contextmanager
+def deterministic() -> Iterator[None]:
+    torch.use_deterministic_algorithms(True)
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+HOSTS: dict[str, Callable[[], AbstractContextManager[Any]]] = {
+    "autocast": lambda: torch.autocast("cpu", dtype=torch.bfloat16),
+    "float64": lambda: default_dtype(torch.float64),
+    "bfloat16": lambda: default_dtype(torch.bfloat16),
+    "meta": lambda: default_device("meta"),
+    "meta context": lambda: torch.device("meta"),
+    "gradients": torch.enable_grad,
+    "no gradients": torch.no_grad,
+    "inference mode": torch.inference_mode,
+    "deterministic": deterministic,
+}
+WAYS = {
+    "plain": {},
+    "transformers": {"backend": "hf", "analyzer": "stock"},
+    "guarded": {"backend": "hf", "analyzer": "probe", "guard": True},
+    "layer": {"analyzer": "layer"},
+    "int8": {"weights": "int8", "analyzer": "probe"},
+    "fast": {"flow": "cached", "flow_dtype": "bfloat16", "prompt_tokens": 5},
+    "overlapped": {"overlap": True},
+    "growing": {"schedule": "grow"},
+}
+FIXED = {"seed": 0, "ignore_eos": True, "flow_steps": 2, "chunk_size": 4, "max_new_tokens": 10}
+
+
+def state() -> tuple[Any, ...]:
+    """All that an application may have set, for this thread and the process."""
+    new = torch.empty(0)
+    return (
+        (new.dtype, new.device, torch.is_grad_enabled(), torch.is_inference_mode_enabled(), torch.get_num_threads()),
+        (torch.is_autocast_enabled("cpu"), torch.get_autocast_dtype("cpu")),
+        (torch.are_deterministic_algorithms_enabled(), torch.get_float32_matmul_precision()),
+        (torch.backends.cuda.math_sdp_enabled(), torch.backends.cuda.flash_sdp_enabled()),
+        (torch.backends.cuda.mem_efficient_sdp_enabled(), torch.backends.cuda.cudnn_sdp_enabled()),
+    )
+
+
+@pytest.fixture
+def one_thread() -> Iterator[None]:
+    """With more, sums are cut elsewhere in an overlapped stage, and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def streamed(tts: Any, way: str) -> torch.Tensor:
+    """The audio of a stream; between its chunks the application finds its own ways."""
+    parts, before = [], state()
+    for audio, _ in lab.generate_stream(tts, TEXT, **(FIXED | WAYS[way])):
+        assert state() == before
+        parts.append(audio)
+    return torch.cat(parts, dim=1)
+
+
+@pytest.fixture(scope="module")
+def alone(voice: Any) -> dict[str, torch.Tensor]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    found = {way: streamed(voice, way) for way in WAYS}
+    torch.set_num_threads(threads)
+    return found
+
+
+@pytest.mark.parametrize("host", HOSTS)
+@pytest.mark.parametrize("way", WAYS)
+def test_a_stream_is_the_same_in_every_host_and_leaves_it_as_it_was(
+    tts: Any, one_thread: None, alone: dict[str, torch.Tensor], host: str, way: str
+) -> None:
+    with HOSTS[host]():
+        before = state()
+        audio = streamed(tts, way)
+        assert state() == before
+    assert audio.dtype == torch.float32
+    assert torch.equal(audio, alone[way])
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_everything_else_is_the_same_in_every_host(tts: Any, one_thread: None, host: str) -> None:
+    def made() -> list[torch.Tensor]:
+        few = {"seed": 0, "max_new_tokens": 5, "ignore_eos": True, "flow_steps": 1}
+        lab.forget(tts)
+        lab.warm_up(tts, flow_steps=1, chunk_size=3, context_window=3)
+        found = [lab.generate(tts, TEXT, **few), lab.speech_tokens(tts, TEXT, **few)]
+        with lab.patch(tts, flow_steps=1, ignore_eos=True):
+            patched = tts.generate_stream(TEXT, chunk_size=4, print_metrics=False, seed=0, max_new_tokens=5)
+            found += [audio for audio, _ in patched]
+        return found
+
+    expected = made()
+    with HOSTS[host]():
+        before = state()
+        found = made()
+        assert state() == before
+    assert all(torch.equal(one, other) for one, other in zip(found, expected, strict=True))
+
+
+@pytest.mark.parametrize("host", HOSTS)
+def test_a_model_and_a_voice_are_the_same_in_every_host(host: str) -> None:
+    samples = torch.rand(48000, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
+
+    def made() -> list[torch.Tensor]:
+        tts = lab.load("tiny", device="cpu", seed=0)
+        with pytest.warns(UserWarning, match="only 2.0 s"):
+            tts.prepare_conditionals((samples, 24000))
+        parts = [*tts.t3.state_dict().values(), *tts.s3gen.state_dict().values(), *tts.ve.state_dict().values()]
+        voice = [value for value in (*vars(tts.conds.t3).values(), *tts.conds.gen.values()) if torch.is_tensor(value)]
+        return parts + voice
+
+    expected = made()
+    with HOSTS[host]():
+        before = state()
+        found = made()
+        assert state() == before
+        assert not any(tensor.requires_grad and tensor.grad_fn is not None for tensor in found)
+    for one, other in zip(found, expected, strict=True):
+        assert (one.dtype, one.device) == (other.dtype, other.device)
+        assert torch.equal(one, other)
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_another_number_of_threads_between_two_chunks_stays(tts: Any, overlap: bool) -> None:
+    before, seen = torch.get_num_threads(), []
+    try:
+        torch.set_num_threads(4)
+        for number, _ in enumerate(lab.generate_stream(tts, TEXT, **FIXED, overlap=overlap)):
+            torch.set_num_threads(3 + number)
+            later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+            later.start()
+            later.join()
+        assert torch.get_num_threads() == 3 + number
+        assert seen == [3 + n for n in range(number + 1)]
+        later = threading.Thread(target=lambda: seen.append(torch.get_num_threads()))
+        later.start()
+        later.join()
+        assert seen[-1] == 3 + number
+    finally:
+        torch.set_num_threads(before)
