@@ -6,6 +6,7 @@ thread's are changed, and only while a call works: never between two chunks.
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Generator, Iterator
 from contextlib import ExitStack, closing, contextmanager
 from typing import Any, TypeVar
@@ -51,6 +52,32 @@ def apart(device: str | torch.device) -> Iterator[None]:
         if default.device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
         yield
+
+
+_switching = threading.Lock()
+_without = 0
+_wanted = True
+
+
+@contextmanager
+def without_cudnns_attention() -> Iterator[None]:
+    """cuDNN's attention, which plans anew for every length, is off until the last thread that is in here has left.
+
+    PyTorch has one switch for the process: two threads that each put back what they found would leave it wrong.
+    """
+    global _without, _wanted
+    with _switching:
+        if _without == 0:
+            _wanted = torch.backends.cuda.cudnn_sdp_enabled()
+            torch.backends.cuda.enable_cudnn_sdp(False)
+        _without += 1
+    try:
+        yield
+    finally:
+        with _switching:
+            _without -= 1
+            if _without == 0:
+                torch.backends.cuda.enable_cudnn_sdp(_wanted)
 
 
 @contextmanager

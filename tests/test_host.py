@@ -10,6 +10,7 @@ import torch
 from conftest import TEXT
 
 import chatterbox_lab as lab
+from chatterbox_lab.host import without_cudnns_attention
 
 
 @contextmanager
@@ -177,3 +178,20 @@ def test_another_number_of_threads_between_two_chunks_stays(tts: Any, overlap: b
         assert seen[-1] == 3 + number
     finally:
         torch.set_num_threads(before)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+def test_cudnns_attention_is_back_when_the_last_thread_has_left(wanted: bool) -> None:
+    enabled = torch.backends.cuda.cudnn_sdp_enabled
+    before = enabled()
+    torch.backends.cuda.enable_cudnn_sdp(wanted)
+    try:
+        first, second = without_cudnns_attention(), without_cudnns_attention()
+        first.__enter__()
+        second.__enter__()
+        first.__exit__(None, None, None)  # as threads do: the first to come is the first to go
+        assert not enabled()
+        second.__exit__(None, None, None)
+        assert enabled() == wanted
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)

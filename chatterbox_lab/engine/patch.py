@@ -64,10 +64,7 @@ class Patch(ExitStack):
 
     def _asked(self, text: str, audio_prompt_path: Any, **wanted: Any) -> tuple[Request, recordings.Recording | None]:
         """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
-        recording = None
-        if audio_prompt_path is not None and audio_prompt_path != "":
-            recordings.check_clones(self.tts)
-            recording = recordings.read(audio_prompt_path)
+        recording = recordings.asked(self.tts, audio_prompt_path)
         if isinstance(text, str) and not text.strip():
             text = punc_norm(text)  # upstream's stock sentence for no text, a full stop for spaces
         return checked(self.tts, text, self.settings, voiced=recording is None, **wanted), recording

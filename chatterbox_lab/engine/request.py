@@ -69,7 +69,7 @@ def checked(
     with apart(tts.device):
         text_tokens = encode_text(tts, text)
         voice = voice_of(tts, tts.conds, settings.exaggeration) if voiced else None
-        for part in (tts.t3, tts.s3gen):
+        for part in (tts.t3, tts.s3gen.flow, tts.s3gen.mel2wav):
             notice(part)
     return Request(text_tokens, voice, settings, seed, max_new_tokens, stop)
 

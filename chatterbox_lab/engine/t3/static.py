@@ -12,17 +12,14 @@ from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.nn.attention.bias import causal_lower_right
 
+from ...host import without_cudnns_attention
 from ...kept import Recent, kept
 from ..linears import head_linear, layer_linears
 from .attention import FORK_HEADS, alignment_rows, averaged_rows, check_heads
 from .backends import READ_BESIDE, Heads, Setup, Span
 from .eager import EagerT3
-
-_KERNELS = [SDPBackend.FLASH_ATTENTION, SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH]
-"""On a GPU without cuDNN's attention, which plans anew for every length."""
 
 
 class Place(NamedTuple):
@@ -122,7 +119,7 @@ class StaticT3:
         tables = tuple(table[place.position] for table in self.tables)
         found: dict[int, torch.Tensor] = {}
         wanted = {index for index, _ in self.heads if text is not None}
-        with sdpa_kernel(_KERNELS) if hidden.device.type == "cuda" else nullcontext():
+        with without_cudnns_attention() if hidden.device.type == "cuda" else nullcontext():
             for index in range(len(self.tfmr.layers)):
                 hidden, query = self.layer(index, hidden, tables, place)
                 if index in wanted:

@@ -9,6 +9,7 @@ import torch
 from chatterbox.models.t3.inference.alignment_stream_analyzer import AlignmentStreamAnalyzer
 from chatterbox.models.t3.inference.t3_hf_backend import T3HuggingfaceBackend
 from conftest import TEXT
+from torch.utils._python_dispatch import TorchDispatchMode
 from transformers import DynamicCache
 
 import chatterbox_lab as lab
@@ -290,3 +291,42 @@ def test_decode_yields_plain_tokens_and_leaves_autograd_alone(tts: Any) -> None:
         assert torch.is_grad_enabled()
         tokens.close()
     assert (first.shape, first.dtype) == ((1,), torch.int64)
+
+
+class Made(TorchDispatchMode):
+    """Counts the bytes of what operators return anew."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.bytes = 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: tuple = (), kwargs: dict | None = None) -> Any:
+        found = func(*args, **(kwargs or {}))
+        if isinstance(found, torch.Tensor) and not func.is_view:
+            self.bytes += found.numel() * found.element_size()
+        return found
+
+
+@torch.inference_mode()
+def test_a_late_token_copies_nothing_of_what_was_said(tts: Any) -> None:
+    made, states = [], torch.randn(2, 1, tts.t3.dim)
+    attend = attention.Attention(tts.t3.tfmr, "off", (0, 5))
+    attend(torch.randn(2, 100, tts.t3.dim))
+    for length in (110, 900):
+        while attend.cache.get_seq_length() < length:
+            attend(states)
+        with Made() as counted:
+            attend(states)
+        made.append(counted.bytes)
+    assert made[1] < 1.5 * made[0]
+
+
+@torch.inference_mode()
+@pytest.mark.parametrize("mode", ["off", "probe", "layer", "stock"])
+def test_the_cache_holds_what_transformers_own_would(tts: Any, mode: str) -> None:
+    steps = [torch.randn(2, length, tts.t3.dim) for length in (20, *[1] * 40)]
+    ours, theirs = (attention.Attention(tts.t3.tfmr, mode, (5, 12)) for _ in range(2))
+    theirs.cache = DynamicCache()
+    for states in steps:
+        assert torch.equal(ours(states), theirs(states))
+        assert mode == "off" or torch.equal(ours.rows, theirs.rows)

@@ -196,3 +196,9 @@ def test_calls_leave_no_memory_behind(tts: Any) -> None:
         lab.speech_tokens(tts, TEXT, seed=seed, max_new_tokens=10, ignore_eos=True, backend="static")
         counts.append(tensors())
     assert counts[1] == counts[3]
+
+
+def test_on_a_cpu_the_positions_of_a_coordinate_lie_side_by_side(tts: Any) -> None:
+    """Else a token that comes after thousands of others takes twice as long."""
+    assert static.StaticT3(tts.t3.tfmr, "off", (0, 5), 100).cache.stride(4) == 1
+    assert static.roomy((2, 3), 100, 8, torch.bfloat16, torch.device("meta")).stride() == (2400, 800, 8, 1)
