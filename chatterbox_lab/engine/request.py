@@ -104,6 +104,8 @@ def encode_text(tts: ChatterboxTTS, text: str) -> torch.Tensor:
     """Text tokens (2, S), int64 on the model's device, with start and stop, twice for CFG. Raises ValueError."""
     if not isinstance(text, str) or not text.strip():
         raise ValueError(f"text={text!r}: must be a string with something to say")
+    if any("\ud800" <= letter <= "\udfff" for letter in text):
+        raise ValueError(f"text={text!r}: must be Unicode, has half of a surrogate pair")
     hp = tts.t3.hp
     tokens = tts.tokenizer.text_to_tokens(punc_norm(text)).long().to(tts.device)
     count, most = tokens.shape[1], hp.max_text_tokens
