@@ -5,7 +5,6 @@ Importing ``chatterbox_lab`` alone does none of this.
 
 from __future__ import annotations
 
-import logging
 import sys
 import warnings
 from importlib.util import find_spec
@@ -17,13 +16,9 @@ for _text in (
     r"Deprecated call to `pkg_resources",
     r"`torch.backends.cuda.sdp_kernel\(\)` is deprecated",  # T3's Perceiver, on every call
     r"`LoRACompatibleLinear` is deprecated",  # diffusers 0.29, when S3Gen's U-Net is built
-    r"PySoundFile failed. Trying audioread instead",  # librosa 0.10, for what ffmpeg decodes
-    r"librosa.core.audio.__audioread_load",
+    r"'(aifc|audioop|sunau)' is deprecated",  # audioread, which librosa 0.10 falls back to
 ):
     warnings.filterwarnings("ignore", message=_text)
-
-# Upstream's line for every recording that is no multiple of 40 ms, about which nothing needs to be done.
-logging.getLogger().addFilter(lambda record: "Reference mel length is not equal" not in str(record.msg))
 
 if "perth" not in sys.modules and find_spec("perth") is None:
     # Upstream imports its watermarker unasked. None is what perth itself offers when a part of it is missing.
