@@ -74,7 +74,7 @@ class Patch(ExitStack):
         if recording is None:
             return request
         exaggeration = request.settings.exaggeration
-        conds = self.tts.conds = recordings.prepared(self.tts, recording, exaggeration)
+        conds = self.tts.conds = recordings.prepared(self.tts, recording, exaggeration, noticed=True)
         return replace(request, voice=voice_of(self.tts, conds, exaggeration))
 
 
