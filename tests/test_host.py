@@ -1,6 +1,8 @@
 from __future__ import annotations
 
+import gc
 import threading
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any
@@ -195,3 +197,29 @@ def test_cudnns_attention_is_back_when_the_last_thread_has_left(wanted: bool) ->
         assert enabled() == wanted
     finally:
         torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_nothing_that_was_made_keeps_a_graph(voice: Any) -> None:
+    """Whatever runs a network: an application in gradient mode would keep every result's whole history."""
+    tts = lab.load("tiny", device="cpu", seed=0)
+    samples = torch.rand(48000, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
+    few = {"max_new_tokens": 5, "ignore_eos": True, "flow_steps": 1}
+    with torch.enable_grad(), warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        tts.prepare_conditionals((samples, 24000))
+        made = [[lab.generate(tts, TEXT, **few), lab.speech_tokens(tts, TEXT, **few), tts.conds]]
+        for way in WAYS.values():
+            made.append(list(lab.generate_stream(tts, TEXT, chunk_size=3, **few | way)))
+        with lab.patch(tts, flow_steps=1, ignore_eos=True):
+            tts.prepare_conditionals((samples, 16000))
+            made.append(list(tts.generate_stream(TEXT, (samples, 8000), max_new_tokens=5, print_metrics=False)))
+            made.append([tts.generate(TEXT, (samples, 22050), max_new_tokens=5)])
+        lab.warm_up(tts, flow_steps=1, chunk_size=3, context_window=3)
+        made.append(list(lab.upstream_stream(tts, TEXT, chunk_size=3, max_new_tokens=3, seed=0)))
+        made.append([lab.upstream_tokens(tts, TEXT, max_new_tokens=3)])
+    gc.collect()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = [item for item in gc.get_objects() if type(item) is torch.Tensor and item.grad_fn is not None]
+    assert len(made) == len(WAYS) + 5
+    assert not found, [(tensor.shape, tensor.grad_fn) for tensor in found[:5]]

@@ -149,8 +149,15 @@ def renderer_of(
 def pcm16(audio: torch.Tensor) -> np.ndarray:
     """Audio (1, samples) or (samples,) as 16-bit samples, int16 (samples,); what is beyond -1 to 1 is clamped.
 
-    ``pcm16(audio).tobytes()`` is what sound cards, WAV files and most telephone gateways take.
+    ``pcm16(audio).tobytes()`` is what sound cards, WAV files and most telephone gateways take (on a little-endian host).
+
+    Raises:
+        ValueError: audio of another shape, or samples that are NaN, which 16 bits cannot say.
     """
+    if audio.ndim not in (1, 2) or (audio.ndim == 2 and len(audio) != 1):
+        raise ValueError(f"audio of shape {tuple(audio.shape)}: must be (1, samples) or (samples,)")
+    if audio.isnan().any():
+        raise ValueError("audio has samples that are NaN")
     return (audio.detach().flatten().float().clamp(-1, 1) * 32767).round().to(torch.int16).cpu().numpy()
 
 

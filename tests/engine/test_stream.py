@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import torch
@@ -548,3 +549,16 @@ def test_upstream_loses_what_does_not_fill_a_chunk(tts: Any) -> None:
     for name, call in (("upstream", lab.upstream_stream), ("ours", lab.generate_stream)):
         heard[name] = joined(call(tts, TEXT, chunk_size=4, max_new_tokens=6, **FIXED)).shape[1] / 960
     assert heard == {"upstream": 4, "ours": 6}
+
+
+def test_sixteen_bit_samples_are_clamped_not_wrapped() -> None:
+    audio = torch.tensor([[0.0, 1.0, 1.7, -1.0, -3.0, 0.5, -1e-6]])
+    for shaped in (audio, audio[0], audio.double(), audio.clone().requires_grad_()):
+        found = lab.pcm16(shaped)
+        assert found.dtype == np.int16
+        assert found.tolist() == [0, 32767, 32767, -32767, -32767, 16384, 0]
+    assert lab.pcm16(torch.zeros(1, 0)).tobytes() == b""
+    with pytest.raises(ValueError, match="audio of shape"):
+        lab.pcm16(torch.zeros(2, 5))
+    with pytest.raises(ValueError, match="audio has samples that are NaN"):
+        lab.pcm16(torch.tensor([0.0, float("nan")]))
