@@ -149,7 +149,7 @@ def renderer_of(
 def pcm16(audio: torch.Tensor) -> np.ndarray:
     """Audio (1, samples) or (samples,) as 16-bit samples, int16 (samples,); what is beyond -1 to 1 is clamped.
 
-    ``pcm16(audio).tobytes()`` is what sound cards, WAV files and most telephone gateways take (on a little-endian host).
+    ``pcm16(audio).tobytes()`` is what sound cards, WAV files and many telephone gateways take, on little-endian hosts.
 
     Raises:
         ValueError: audio of another shape, or samples that are NaN, which 16 bits cannot say.
