@@ -41,6 +41,11 @@ VALUES: dict[str, Any] = {
 }
 """Something other than the default for every parameter of the release."""
 
+
+class StageError(Exception):
+    pass
+
+
 pytestmark = pytest.mark.filterwarnings("ignore:the recording")
 
 
@@ -179,7 +184,30 @@ def said(monkeypatch: pytest.MonkeyPatch) -> list[torch.Tensor]:
     return tokens
 
 
-@pytest.mark.parametrize("text", ["", "   ", " \n\t", "hello", "Wait... what?", "“Quoted”; dashed — said"])
+TEXTS = ["", "   ", " \n\t", "hello", "Wait... what?", "“Quoted”; dashed — said"]
+
+
+@pytest.mark.parametrize("text", TEXTS)
+@pytest.mark.parametrize("name", METHODS[:2])
+def test_a_text_reaches_t3_as_upstreams_does(
+    model: Any, name: str, text: str, arrived: list[Any], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    theirs: list[torch.Tensor] = []
+
+    def inference(**given: Any) -> None:
+        theirs.append(given["text_tokens"])
+        raise StageError
+
+    with monkeypatch.context() as changed:
+        changed.setattr(model.t3, "inference", inference)
+        with pytest.raises(StageError):
+            ChatterboxTTS.generate(model, text)
+    with lab.patch(model):
+        run(getattr(model, name)(text))
+    assert torch.equal(arrived[0][0], theirs[0].long())
+
+
+@pytest.mark.parametrize("text", TEXTS)
 @pytest.mark.parametrize("name", METHODS[:2])
 def test_a_text_is_said_as_upstream_says_it(model: Any, name: str, text: str, said: list[torch.Tensor]) -> None:
     normed = punc_norm(text)
@@ -284,10 +312,6 @@ def test_the_recordings_voice_is_the_models_from_then_on(model: Any, name: str) 
     assert not torch.equal(voice.gen["prompt_feat"], model.conds.gen["prompt_feat"])
     assert voice.t3.emotion_adv.item() == pytest.approx(0.9)
     assert model.conds.t3.emotion_adv.item() == pytest.approx(0.5)
-
-
-class StageError(Exception):
-    pass
 
 
 @pytest.mark.parametrize("name", METHODS[:2])
