@@ -22,7 +22,7 @@ def trace(tts: build.LabTTS) -> list[object]:
     owners = (tts, tts.watermarker, tts.s3gen, tts.t3, *layers)
     functions = [{name: value for name, value in vars(owner).items() if callable(value)} for owner in owners]
     voice = [(name, id(value)) for name, value in vars(tts.conds.t3).items()]
-    return [hooks, functions, voice, id(tts.conds.t3), tts.t3.compiled, list(tts.t3._modules)]
+    return [type(tts), hooks, functions, voice, id(tts.conds.t3), tts.t3.compiled, list(tts.t3._modules)]
 
 
 @pytest.fixture(scope="session")

@@ -9,14 +9,12 @@ from dataclasses import replace
 from functools import wraps
 from inspect import Parameter
 from threading import Event
-from types import MethodType
 from typing import Any
 
 import torch
 from chatterbox.tts import ChatterboxTTS, punc_norm
 
 from .. import recordings
-from ..files import attribute
 from .clock import Chunks, Measured, StageClock, StreamMetrics
 from .request import Request, check_model, checked, voice_of
 from .settings import StreamSettings
@@ -29,53 +27,68 @@ _DEFAULTS = {"seed": None, "max_new_tokens": 1000, "stop": None}
 class Patch(ExitStack):
     """What `patch` returns: a context, or an object whose ``undo()`` ends the patch.
 
-    The model's patched methods have it as ``tts.generate_stream.patch``.
+    The model is of a class of its own meanwhile, derived from its own, so that a ``copy.copy`` of it, with a voice of
+    its own, is patched as well. Its patched methods have this object as ``tts.generate_stream.patch``.
     """
 
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
         super().__init__()
-        self.tts, self.settings = tts, settings
-        for name, more in (("generate_stream", _OURS), ("generate", _OURS), ("prepare_conditionals", {})):
-            method = _like_upstreams(MethodType(getattr(type(tts), name), tts), getattr(self, f"_{name}"), more)
+        self.tts, self.settings, kind = tts, settings, type(tts)
+        own = {"generate_stream": self._generate_stream, "generate": self._generate}
+        methods = {name: _like_upstreams(getattr(kind, name), method, _OURS) for name, method in own.items()}
+        if _parameters(kind.prepare_conditionals) == _parameters(ChatterboxTTS.prepare_conditionals):
+            methods["prepare_conditionals"] = _like_upstreams(kind.prepare_conditionals, prepare_conditionals, {})
+        for method in methods.values():
             method.patch = self
-            self.enter_context(attribute(tts, name, method))
+        tts.__class__ = type(kind)(kind.__name__, (kind,), methods | {"__module__": __name__, "__doc__": kind.__doc__})
+        self.callback(setattr, tts, "__class__", kind)
+        for name in methods.keys() & vars(tts).keys():  # an application's own wrappers, which would hide ours
+            self.callback(setattr, tts, name, vars(tts).pop(name))
 
     def undo(self) -> None:
-        """Gives the model its own methods back; may be called more than once."""
+        """Gives the model its own class back; may be called more than once."""
         self.close()
 
-    def _generate_stream(self, print_metrics: bool, **wanted: Any) -> Measured:
-        request, recording = self._asked(**wanted)
+    def _generate_stream(self, tts: ChatterboxTTS, print_metrics: bool, **wanted: Any) -> Measured:
+        request, recording = self._asked(tts, **wanted)
 
         def made(clock: StageClock) -> Chunks:
-            yield from chunks(
-                self.tts, self._voiced(request, recording), clock
-            )  # within the measured time, as upstream
+            voiced = _voiced(tts, request, recording)  # within the measured time, as upstream has it
+            yield from chunks(tts, voiced, clock)
 
-        stream = spoken(self.tts, request, made)
+        stream = spoken(tts, request, made)
         return _reported(stream) if print_metrics else stream
 
-    def _generate(self, **wanted: Any) -> torch.Tensor:
-        return said(self.tts, self._voiced(*self._asked(**wanted)))
+    def _generate(self, tts: ChatterboxTTS, **wanted: Any) -> torch.Tensor:
+        return said(tts, _voiced(tts, *self._asked(tts, **wanted)))
 
-    def _prepare_conditionals(self, wav_fpath: Any, exaggeration: float) -> None:
-        recordings.check_clones(self.tts)
-        self.tts.conds = recordings.prepared(self.tts, recordings.read(wav_fpath), exaggeration)
-
-    def _asked(self, text: str, audio_prompt_path: Any, **wanted: Any) -> tuple[Request, recordings.Recording | None]:
+    def _asked(
+        self, tts: ChatterboxTTS, text: str, audio_prompt_path: Any, **wanted: Any
+    ) -> tuple[Request, recordings.Recording | None]:
         """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
-        recording = recordings.asked(self.tts, audio_prompt_path)
+        recording = recordings.asked(tts, audio_prompt_path)
         if isinstance(text, str) and not text.strip():
             text = punc_norm(text)  # upstream's stock sentence for no text, a full stop for spaces
-        return checked(self.tts, text, self.settings, voiced=recording is None, **wanted), recording
+        return checked(tts, text, self.settings, voiced=recording is None, **wanted), recording
 
-    def _voiced(self, request: Request, recording: recordings.Recording | None) -> Request:
-        """The request with the recording's voice, which is the model's own from now on, as with upstream."""
-        if recording is None:
-            return request
-        exaggeration = request.settings.exaggeration
-        conds = self.tts.conds = recordings.prepared(self.tts, recording, exaggeration, noticed=True)
-        return replace(request, voice=voice_of(self.tts, conds, exaggeration))
+
+def prepare_conditionals(tts: ChatterboxTTS, wav_fpath: Any, exaggeration: float) -> None:
+    """Gives the model the voice of a recording; see `recordings.read` and `recordings.prepared`."""
+    recordings.check_clones(tts)
+    tts.conds = recordings.prepared(tts, recordings.read(wav_fpath), exaggeration)
+
+
+def _voiced(tts: ChatterboxTTS, request: Request, recording: recordings.Recording | None) -> Request:
+    """The request with the recording's voice, which is the model's own from now on, as with upstream."""
+    if recording is None:
+        return request
+    exaggeration = request.settings.exaggeration
+    conds = tts.conds = recordings.prepared(tts, recording, exaggeration, noticed=True)
+    return replace(request, voice=voice_of(tts, conds, exaggeration))
+
+
+def _parameters(function: Callable[..., Any]) -> list[str]:
+    return list(inspect.signature(function).parameters)
 
 
 def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
@@ -95,7 +108,7 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
         ValueError: an unknown field, a value that is not allowed, a field that belongs to the call, a second patch.
     """
     check_model(tts)
-    if hasattr(vars(tts).get("generate_stream"), "patch"):
+    if hasattr(tts.generate_stream, "patch"):
         raise ValueError("tts: already patched; call undo() on that patch first")
     for name in overrides.keys() & (inspect.signature(type(tts).generate_stream).parameters.keys() | _OURS.keys()):
         raise ValueError(f"{name}={overrides[name]!r}: belongs to generate_stream's own arguments, pass it there")
@@ -111,12 +124,14 @@ def _like_upstreams(theirs: Callable[..., Any], ours: Callable[..., Any], more: 
         if name not in signature.parameters
     ]
     signature = signature.replace(parameters=[*signature.parameters.values(), *added])
+    first = next(iter(signature.parameters))  # the model itself
 
     @wraps(theirs)
     def method(*args: Any, **kwargs: Any) -> Any:
         given = signature.bind(*args, **kwargs)
         given.apply_defaults()
-        return ours(**given.arguments)
+        tts, *_ = given.args
+        return ours(tts, **{name: value for name, value in given.arguments.items() if name != first})
 
     method.__signature__ = signature
     return method

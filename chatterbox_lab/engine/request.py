@@ -74,9 +74,12 @@ def checked(
     return Request(text_tokens, voice, settings, seed, max_new_tokens, stop)
 
 
+_PARTS = ("t3", "s3gen", "ve", "tokenizer", "watermarker", "conds", "device", "sr")
+
+
 def check_model(tts: Any) -> None:
     """Raises TypeError for what is no Chatterbox that this package runs."""
-    if not isinstance(tts, ChatterboxTTS):
+    if not isinstance(tts, ChatterboxTTS) or not all(hasattr(tts, part) for part in _PARTS):
         raise TypeError(f"tts: must be a chatterbox.tts.ChatterboxTTS of chatterbox-streaming, is a {_kind(tts)}")
     if not isinstance(tts.t3.tfmr, LlamaModel):
         raise TypeError(f"tts: its T3 must be a Llama, is a {_kind(tts.t3.tfmr)}; this Chatterbox is not supported yet")

@@ -16,7 +16,8 @@ import torch
 import torch.nn.functional as F
 
 from ..engine.t3.attention import SdpaWatch
-from ..engine.t3.spies import is_spy, remove_spies, without_spies
+from ..engine.t3.spies import is_spy, remove_spies
+from .upstream import without_spies
 
 
 def count_spies(tfmr: torch.nn.Module) -> dict[str, int]:

@@ -17,7 +17,7 @@ from ..engine.clock import Chunks, Measured, StageClock, measured
 from ..engine.request import Request, checked
 from ..engine.settings import BALANCED, StreamSettings
 from ..engine.t3.decode import conditioning
-from ..engine.t3.spies import remove_spies, without_spies
+from ..engine.t3.spies import is_spied_on, lift, remove_spies
 from ..files import attribute
 from ..voices.head import NEVER
 
@@ -54,7 +54,7 @@ def upstream_steps(
     @torch.inference_mode()
     def steps() -> Iterator[torch.Tensor]:
         with _alone(tts, request):
-            stream = type(tts).inference_stream(tts, chunk_size=1, **_for_t3(tts, request))
+            stream = ChatterboxTTS.inference_stream(tts, chunk_size=1, **_for_t3(tts, request))
             with closing(stream):
                 for token in stream:
                     if int(token) not in (tts.t3.hp.start_speech_token, tts.t3.hp.stop_speech_token):
@@ -76,7 +76,7 @@ def upstream_stream(tts: ChatterboxTTS, text: str, settings: StreamSettings = BA
     def chunks() -> Chunks:
         wanted = {name: getattr(request.settings, name) for name in ("chunk_size", "context_window", "fade_duration")}
         with _alone(tts, request), _timed(tts, clock, request.max_new_tokens):
-            stream = type(tts).generate_stream(tts, text, print_metrics=False, **wanted, **_for_tts(tts, request))
+            stream = ChatterboxTTS.generate_stream(tts, text, print_metrics=False, **wanted, **_for_tts(tts, request))
             with closing(stream):
                 for audio, _ in stream:
                     yield audio
@@ -90,7 +90,7 @@ def upstream_whole(tts: ChatterboxTTS, text: str, settings: StreamSettings = BAL
 
     def chunks() -> Chunks:
         with _alone(tts, request), _timed(tts, clock, request.max_new_tokens), attribute(t3_module, "tqdm", _no_bar):
-            yield type(tts).generate(tts, text, **_for_tts(tts, request))
+            yield ChatterboxTTS.generate(tts, text, **_for_tts(tts, request))
 
     return measured(chunks(), clock, tts.sr)
 
@@ -169,7 +169,7 @@ def _timed(tts: ChatterboxTTS, clock: StageClock, max_new_tokens: int) -> Iterat
         return tokens
 
     def inference_stream(**kwargs: Any) -> Iterator[torch.Tensor]:
-        chunks = type(tts).inference_stream(tts, **dict(kwargs, max_new_tokens=max_new_tokens))
+        chunks = ChatterboxTTS.inference_stream(tts, **dict(kwargs, max_new_tokens=max_new_tokens))
         while True:
             with clock.stage("t3"):
                 chunk = next(chunks, None)
@@ -209,3 +209,26 @@ def stop_suppressed(t3: torch.nn.Module, active: bool = True) -> Iterator[None]:
     finally:
         if handle is not None:
             handle.remove()
+
+
+@contextmanager
+def without_spies(tfmr: torch.nn.Module) -> Iterator[None]:
+    """Takes what upstream's analyzers have left on the layers out of the way, and puts it back afterwards.
+
+    One plain ``generate()`` leaves a spy behind that makes layer 9 fall back without a causal mask in every later
+    call that asks for no attention maps; so a faithful forward must not run through it. For upstream's own loops, which
+    one thread at a time may run.
+    """
+    lifted = []
+    for layer in (block.self_attn for block in tfmr.layers):
+        if is_spied_on(layer):
+            lifted.append((layer, layer.__dict__.get("forward"), dict(layer._forward_hooks)))
+            lift(layer)
+    try:
+        yield
+    finally:
+        for layer, forward, hooks in lifted:
+            if forward is not None:
+                layer.forward = forward
+            layer._forward_hooks.clear()  # refilled, to keep the order in which hooks were registered
+            layer._forward_hooks.update(hooks)

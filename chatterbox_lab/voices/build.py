@@ -6,6 +6,7 @@ What is particular to the chatterbox-streaming release lives here.
 from __future__ import annotations
 
 import contextlib
+import logging
 import string
 import tempfile
 from collections.abc import Iterator
@@ -17,6 +18,7 @@ import tokenizers
 import torch
 from chatterbox import tts as tts_module
 from chatterbox.models.s3gen import S3Gen
+from chatterbox.models.s3gen import flow as flow_module
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.decoder import ConditionalDecoder
 from chatterbox.models.s3gen.f0_predictor import ConvRNNF0Predictor
@@ -73,6 +75,8 @@ def assemble(config: ModelConfig, tokenizer: Path | None, watermark: bool) -> La
     t3 = _t3(config)
     voice_encoder = VoiceEncoder(_voice_encoder_config(config)) if config.clone else None
     with contextlib.redirect_stdout(None), contextlib.ExitStack() as stack:  # PerTh prints which weights it loaded
+        # logging.info() itself, which upstream's flow calls, would set up the application's logging
+        stack.enter_context(attribute(flow_module, "logging", logging.getLogger(flow_module.__name__)))
         if not watermark:
             stack.enter_context(attribute(tts_module.perth, "PerthImplicitWatermarker", NoWatermark))
         tts = LabTTS(t3, SizedS3Gen(config), voice_encoder, _tokenizer(tokenizer), "cpu")

@@ -5,6 +5,7 @@ import inspect
 import itertools
 import re
 import types
+import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -410,3 +411,48 @@ def test_another_kind_of_model_is_named_and_left_alone(tts: Any, kind: str, call
     with pytest.raises(TypeError, match=f"^tts: .*{name}"):
         call(other)
     assert before is None or dict(vars(other)) == before
+
+
+def test_a_copy_of_a_patched_model_speaks_in_its_own_voice(tts: Any) -> None:
+    """One copy of the model a user, each with a voice of its own, is what applications do."""
+    other = copy.deepcopy(tts.conds)
+    other.t3.speaker_emb = -other.t3.speaker_emb
+    other.gen["embedding"] = -other.gen["embedding"]
+    fixed = {"seed": 0, "max_new_tokens": 5}
+    plain = copy.copy(tts)
+    plain.conds = other
+    expected = [lab.generate(model, TEXT, lab.BASELINE, **fixed, ignore_eos=True) for model in (tts, plain)]
+    with lab.patch(tts, ignore_eos=True):
+        twin, own = copy.copy(tts), tts.conds
+        twin.conds = other
+        assert torch.equal(twin.generate(TEXT, **fixed), expected[1])
+        assert torch.equal(tts.generate(TEXT, **fixed), expected[0])
+        chunks = [audio for audio, _ in twin.generate_stream(TEXT, print_metrics=False, **fixed)]
+        assert torch.equal(torch.cat(chunks, dim=1), expected[1])
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            twin.prepare_conditionals((np.random.default_rng(0).normal(0, 0.1, 48000), 24000))
+        assert tts.conds is own
+        assert twin.conds is not other
+    assert type(tts) is type(plain)
+    assert torch.equal(tts.conds.gen["embedding"], own.gen["embedding"])
+
+
+def test_a_class_with_a_preparation_of_its_own_kind_keeps_it(tts: Any) -> None:
+    class Louder(type(tts)):
+        def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5, *, gain: float = 1.0) -> None:
+            self.gain = gain
+
+    model = copy.copy(tts)
+    model.__class__ = Louder
+    with lab.patch(model):
+        model.prepare_conditionals("nothing.wav", gain=2.0)
+    assert model.gain == 2.0
+    assert type(model) is Louder
+
+
+def test_a_model_that_was_never_built_is_refused_by_name() -> None:
+    empty = ChatterboxTTS.__new__(ChatterboxTTS)
+    with pytest.raises(TypeError, match="ChatterboxTTS"):
+        lab.patch(empty)
+    assert vars(empty) == {}

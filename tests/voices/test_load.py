@@ -233,3 +233,16 @@ def test_import_and_load_print_nothing() -> None:
     code = "import chatterbox_lab as lab; lab.generate(lab.load('tiny'), 'Hi.', max_new_tokens=2)"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert (done.stdout, done.stderr) == ("", "")
+
+
+LOOK = """
+import logging, chatterbox_lab as lab
+tts = lab.load("tiny", device="cpu")
+list(lab.generate_stream(tts, "Hi.", max_new_tokens=2, flow_steps=1, ignore_eos=True))
+assert not logging.getLogger().handlers, logging.getLogger().handlers
+"""
+
+
+def test_the_applications_logging_is_its_own_to_set_up() -> None:
+    done = subprocess.run([sys.executable, "-c", LOOK], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
