@@ -1,4 +1,7 @@
-"""The decode step of `StaticT3` through ``torch.compile``: one layer is compiled, and used for all of them."""
+"""The decode step of `StaticT3` through ``torch.compile``: what is before and after attention, once for all layers.
+
+Attention and the cache stay outside: compiled, a write into a part of the cache becomes a copy of all of it.
+"""
 
 from __future__ import annotations
 
@@ -13,7 +16,7 @@ import torch.nn.functional as F
 from ...kept import kept
 from .backends import Setup
 from .eager import EagerT3
-from .static import Place, StaticT3, attention_of_one, rotated
+from .static import StaticT3, rotated
 from .static import stepper as static_stepper
 
 logger = logging.getLogger("chatterbox_lab")
@@ -23,32 +26,39 @@ Tensors = Sequence[torch.Tensor]
 class CompiledT3(StaticT3):
     """`StaticT3` with decode steps compiled; the prefill runs as it is.
 
-    The compiled layer takes weights and cache as arguments and the cache's length as a symbol, so that neither another
-    layer, a longer sequence nor a later call compiles anew. Where nothing can be compiled (no C++ compiler, no Triton)
-    one line says so and the plain step runs.
+    The compiled functions take weights as arguments and know nothing of lengths, so that neither another layer, a
+    longer sequence nor a later call compiles anew. Where nothing can be compiled (no C++ compiler, no Triton) one line
+    says so and the plain step runs.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compiled: Compilation = kept(self.tfmr, "compiled", Compilation)
 
-    def layer(
-        self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...], place: Place
-    ) -> tuple[torch.Tensor, torch.Tensor]:
-        """As `StaticT3.layer`."""
+    def enter(self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """As `StaticT3.enter`."""
         if hidden.shape[1] == 1 and self.compiled.works:
-            layer = self.tfmr.layers[index]
-            norms = (layer.input_layernorm.weight, layer.post_attention_layernorm.weight)
-            cache = [states[:, :, : place.window] for states in self.cache[index]]
-            for states in cache:
-                torch._dynamo.mark_dynamic(states, 2)
-            weights = [linear.weights for linear in self.linears[index]]
-            epsilon = layer.input_layernorm.variance_epsilon
-            rows = hidden[:, 0].contiguous()  # other strides would compile anew
-            found = self.compiled(rows, weights, norms, epsilon, cache, tables, self.head_width)
+            norm, weights = self.tfmr.layers[index].input_layernorm, self.linears[index][0].weights
+            like = self.cache.new_empty(0), self.head_width
+            found = self.compiled("enter", _rows(hidden), weights, norm.weight, norm.variance_epsilon, tables, *like)
             if found is not None:
-                return found[0][:, None], found[1]
-        return super().layer(index, hidden, tables, place)
+                return found
+        return super().enter(index, hidden, tables)
+
+    def leave(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """As `StaticT3.leave`."""
+        if hidden.shape[1] == 1 and self.compiled.works:
+            norm = self.tfmr.layers[index].post_attention_layernorm
+            weights = [linear.weights for linear in self.linears[index][1:]]
+            rows = _rows(hidden), attended.flatten(1).contiguous()
+            found = self.compiled("leave", *rows, weights, norm.weight, norm.variance_epsilon)
+            if found is not None:
+                return found[:, None]
+        return super().leave(index, hidden, attended)
+
+
+def _rows(hidden: torch.Tensor) -> torch.Tensor:
+    return hidden[:, 0].contiguous()  # other strides would compile anew
 
 
 def stepper(setup: Setup) -> AbstractContextManager[EagerT3]:
@@ -57,49 +67,54 @@ def stepper(setup: Setup) -> AbstractContextManager[EagerT3]:
 
 
 class Compilation:
-    """`decode_layer` compiled, and whether it can be done here at all."""
+    """`enter` and `leave` compiled, and whether that can be done here at all."""
 
     def __init__(self) -> None:
-        self.function: Callable[..., Any] = torch.compile(decode_layer, fullgraph=True)
+        self.functions: dict[str, Callable[..., Any]] = {
+            function.__name__: torch.compile(function, fullgraph=True) for function in (enter, leave)
+        }
         self.works = True
 
-    def __call__(self, *args: Any) -> Any:
-        """What `decode_layer` returns, or None where it cannot be compiled."""
+    def __call__(self, name: str, *args: Any) -> Any:
+        """What the function of this name returns, or None where it cannot be compiled."""
         try:
-            return self.function(*args)
+            return self.functions[name](*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each missing tool, version and back end has its own
-            self.works = False
-            reason = " ".join(str(error).split())[:200]
-            logger.warning("backend='compile': not possible here, the plain step runs instead (%s)", reason)
+            if self.works:  # one thread says it for all
+                self.works = False
+                reason = " ".join(str(error).split())[:200]
+                logger.warning("backend='compile': not possible here, the plain step runs instead (%s)", reason)
             return None
 
 
-def decode_layer(
-    hidden: torch.Tensor, weights: list[Tensors], norms: Tensors, eps: float, cache: Tensors, tables: Tensors, size: int
-) -> tuple[torch.Tensor, torch.Tensor]:
-    """One layer of one decode step in one function: hidden states (2, C), from such, and queries (2, H, 1, D).
+def enter(
+    hidden: torch.Tensor,
+    weights: Tensors,
+    norm: torch.Tensor,
+    eps: float,
+    tables: Tensors,
+    like: torch.Tensor,
+    size: int,
+) -> tuple[torch.Tensor, ...]:
+    """Query, key and value (2, H, 1, D) of a decode step's hidden states (2, C), in the dtype of ``like``.
 
-    The ``cache``, keys and values (2, H, positions, D), ends with the new position, which is written here. ``tables``
-    are cosine and sine (1, D) of that position, ``size`` is D.
+    ``tables`` are cosine and sine (1, D) of the new position, ``size`` is D.
     """
-    keys, values = cache
+    normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
+    query, key, value = (product(normed, weight).to(like.dtype).unflatten(1, (-1, 1, size)) for weight in weights)
+    return rotated(query, *tables), rotated(key, *tables), value
 
-    def heads(weight: torch.Tensor) -> torch.Tensor:
-        return product(normed, weight).to(keys.dtype).unflatten(1, (-1, 1, size))
 
-    normed = F.rms_norm(hidden, hidden.shape[-1:], norms[0], eps)
-    query, key, value = (heads(weight) for weight in weights[0])
-    query = rotated(query, *tables)
-    keys[:, :, -1:] = rotated(key, *tables)
-    values[:, :, -1:] = value
-    attend = attention_of_one if keys.device.type == "cpu" else F.scaled_dot_product_attention
-    attended = attend(query, keys, values).flatten(1).to(hidden.dtype)
-    hidden = hidden + product(attended, weights[1][0])
-    normed = F.rms_norm(hidden, hidden.shape[-1:], norms[1], eps)
-    gate, up = (product(normed, weight) for weight in weights[2])
-    return hidden + product(F.silu(gate) * up, weights[3][0]), query
+def leave(
+    hidden: torch.Tensor, attended: torch.Tensor, weights: list[Tensors], norm: torch.Tensor, eps: float
+) -> torch.Tensor:
+    """A layer's hidden states (2, C) after what was attended to (2, C), of those before (2, C)."""
+    hidden = hidden + product(attended.to(hidden.dtype), weights[0][0])
+    normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
+    gate, up = (product(normed, weight) for weight in weights[1])
+    return hidden + product(F.silu(gate) * up, weights[2][0])
 
 
 def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:

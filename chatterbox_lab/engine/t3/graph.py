@@ -41,6 +41,7 @@ class GraphT3:
 
     def __init__(self, t3: T3, mode: str, heads: Heads, capacity: int) -> None:
         self.attend = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads)
+        self.attend.reserve(capacity)  # all of it, since buffers stay where they are
         self.attend.cache.zero_()  # what a mask hides must not be nan
         self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
         self.start, self.capacity = t3.hp.start_speech_token, capacity

@@ -17,7 +17,7 @@ from torch.nn.attention.bias import causal_lower_right
 from ...host import without_cudnns_attention
 from ...kept import Recent, kept
 from ..linears import head_linear, layer_linears
-from .attention import FORK_HEADS, alignment_rows, averaged_rows, check_heads
+from .attention import FORK_HEADS, LONG, alignment_rows, attention_of_one, averaged_rows, check_heads, room
 from .backends import READ_BESIDE, Heads, Setup, Span
 from .eager import EagerT3
 
@@ -71,8 +71,9 @@ class StaticT3:
         shape = (len(tfmr.layers), 2, 2, self.head_count)
         # A CPU reads float32 in less time than its kernels need for half as many bytes of bfloat16.
         dtype = torch.float32 if like.device.type == "cpu" else like.dtype
-        self.cache = roomy(shape, capacity, self.head_width, dtype, like.device)
-        """Keys and values: (layers, 2, CFG rows, heads, capacity, head width)."""
+        self.capacity, first = capacity, min(capacity, LONG) if like.device.type == "cpu" else capacity
+        self.cache = room((*shape, first, self.head_width), torch.empty(0, dtype=dtype, device=like.device))
+        """Keys and values: (layers, 2, CFG rows, heads, positions, head width); on a CPU the positions grow once."""
         self.tables = rotary_tables(tfmr.rotary_emb, capacity, self.cache)
         self.weights, self.linears = weights, layer_linears(tfmr, weights)
         self.length = 0
@@ -86,8 +87,7 @@ class StaticT3:
         Raises ValueError when they do not fit any more.
         """
         start, end = self.length, self.length + hidden.shape[1]
-        if end > self.cache.shape[4]:
-            raise ValueError(f"position {end}: the cache was made for {self.cache.shape[4]}")
+        self.reserve(end)
         place = Place(torch.arange(start, end, device=hidden.device), end)
         hidden, self.rows = self.run(hidden, place, self.text)
         self.length = end
@@ -99,11 +99,21 @@ class StaticT3:
 
         Keys and values of a voice do not depend on what it says: those of the last few are kept with the model.
         """
+        self.reserve(voice)
         recent: Recent = kept(self.tfmr, "voice", Recent)
         spoken = embeds[:, :voice]
         self.cache[:, :, :, :, :voice] = recent.value({"voice": spoken}, lambda: self._read(spoken))
         self.length = voice
         return self(embeds[:, voice:])
+
+    def reserve(self, end: int) -> None:
+        """Makes room for this many positions. Raises ValueError beyond the capacity."""
+        if end > self.capacity:
+            raise ValueError(f"position {end}: the cache was made for {self.capacity}")
+        if end > self.cache.shape[4]:
+            short, shape = self.cache, self.cache.shape
+            self.cache = room((*shape[:4], self.capacity, shape[5]), short)
+            self.cache[:, :, :, :, : self.length] = short[:, :, :, :, : self.length]
 
     def _read(self, voice: torch.Tensor) -> torch.Tensor:
         """Keys and values, as in `cache`, of the voice's embeddings (2, T, C)."""
@@ -133,24 +143,33 @@ class StaticT3:
         self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...], place: Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
         """One layer: hidden states (2, T, C), and its queries (2, H, T, D); ``tables`` are cosines and sines (T, D)."""
-        layer, (project, merge, widen, narrow) = self.tfmr.layers[index], self.linears[index]
-        query, key, value = self._split(project(rms_norm(hidden, layer.input_layernorm)), tables)
-        keys, values = self.cache[index]
-        keys.index_copy_(2, place.position, key)
-        values.index_copy_(2, place.position, value)
-        keys, values = keys[:, :, : place.window], values[:, :, : place.window]
-        attended = attention(query, keys, values, place.mask).to(hidden.dtype)
-        hidden = hidden + merge(attended.transpose(1, 2).flatten(2))
-        gate, up = widen(rms_norm(hidden, layer.post_attention_layernorm)).chunk(2, dim=-1)
-        return hidden + narrow(F.silu(gate) * up), query
+        query, key, value = self.enter(index, hidden, tables)
+        keys, values = (states[:, :, : place.window] for states in self.cache[index])
+        for new, states in ((key, keys), (value, values)):
+            if place.mask is None:  # the new ones end the window: a copy, which is less work than a scatter
+                states[:, :, -new.shape[2] :] = new
+            else:
+                states.index_copy_(2, place.position, new)
+        return self.leave(index, hidden, attention(query, keys, values, place.mask)), query
 
-    def _split(
-        self, projected: torch.Tensor, tables: tuple[torch.Tensor, ...]
-    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-        """Query, key, both turned, and value, each (2, H, T, D) in the cache's dtype, out of (2, T, 3 H D)."""
-        heads = projected.to(self.cache.dtype).unflatten(2, (3 * self.head_count, self.head_width)).transpose(1, 2)
+    def enter(self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
+        """Query, key, both turned, and value, each (2, H, T, D) in the cache's dtype, of hidden states (2, T, C)."""
+        project, norm = self.linears[index][0], self.tfmr.layers[index].input_layernorm
+        heads = (
+            project(rms_norm(hidden, norm))
+            .to(self.cache.dtype)
+            .unflatten(2, (3 * self.head_count, self.head_width))
+            .transpose(1, 2)
+        )
         turned = rotated(heads[:, : 2 * self.head_count], *tables)
         return *turned.chunk(2, dim=1), heads[:, 2 * self.head_count :]
+
+    def leave(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
+        """A layer's hidden states (2, T, C) after what was attended to (2, H, T, D), of those before (2, T, C)."""
+        _, merge, widen, narrow = self.linears[index]
+        hidden = hidden + merge(attended.to(hidden.dtype).transpose(1, 2).flatten(2))
+        gate, up = widen(rms_norm(hidden, self.tfmr.layers[index].post_attention_layernorm)).chunk(2, dim=-1)
+        return hidden + narrow(F.silu(gate) * up)
 
 
 @contextmanager
@@ -164,25 +183,9 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
     """Scaled dot-product attention (B, H, T, D); without a mask the queries are the last T of the keys, causally."""
     if query.shape[2] > 1 and mask is None:
         mask = causal_lower_right(query.shape[2], key.shape[2])
-    elif query.device.type == "cpu" and mask is None:  # PyTorch's flash kernel is no faster with a single query
+    elif mask is None and key.stride(3) != 1:
         return attention_of_one(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def roomy(shape: tuple[int, ...], capacity: int, width: int, dtype: torch.dtype, device: torch.device) -> torch.Tensor:
-    """An empty cache (*shape, capacity, width).
-
-    On a CPU the positions of a coordinate lie side by side: `attention_of_one` then reads long rows instead of short
-    ones, which is close to what the memory gives; the other order takes twice as long once thousands were said.
-    """
-    if device.type == "cpu":
-        return torch.empty((*shape, width, capacity), dtype=dtype, device=device).mT
-    return torch.empty((*shape, capacity, width), dtype=dtype, device=device)
-
-
-def attention_of_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor) -> torch.Tensor:
-    """Attention (B, H, 1, D) of the last position to all, by two products and the softmax between them."""
-    return (query * query.shape[-1] ** -0.5 @ key.mT).softmax(-1) @ value
 
 
 def rms_norm(hidden: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:

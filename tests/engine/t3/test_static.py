@@ -83,13 +83,9 @@ def test_modes_that_need_maps_are_refused(tts: Any, mode: str) -> None:
 
 def test_long_and_short_texts_are_attended_to_alike(tts: Any) -> None:
     torch.manual_seed(0)
-    query, (key, value) = (
-        torch.randn(2, 16, 1, 64),
-        static.roomy((2, 2, 16), 300, 64, torch.float32, torch.device("cpu")),
-    )
-    key.normal_()
-    value.normal_()
-    for length in (1, 5, 300):
+    query = torch.randn(2, 16, 1, 64)
+    for length in (1, 5, attention.LONG, attention.LONG + 1, 1000):
+        key, value = attention.room((2, 2, 16, length, 64), query).normal_()
         given = query, key[:, :, :length], value[:, :, :length]
         expected = torch.nn.functional.scaled_dot_product_attention(*given)
         torch.testing.assert_close(static.attention(*given, None), expected, rtol=1e-5, atol=1e-6)
@@ -171,6 +167,7 @@ def test_a_late_token_is_the_same_work_as_an_early_one(tts: Any, mode: str) -> N
     embeds, text = prefill(tts)
     attend = static.StaticT3(tts.t3.tfmr, mode, text, embeds.shape[1] + 900)
     attend(embeds)
+    attend.reserve(attend.capacity)
     work = []
     for length in (80, 800):
         attend.length = embeds.shape[1] + length
@@ -200,5 +197,14 @@ def test_calls_leave_no_memory_behind(tts: Any) -> None:
 
 def test_on_a_cpu_the_positions_of_a_coordinate_lie_side_by_side(tts: Any) -> None:
     """Else a token that comes after thousands of others takes twice as long."""
-    assert static.StaticT3(tts.t3.tfmr, "off", (0, 5), 100).cache.stride(4) == 1
-    assert static.roomy((2, 3), 100, 8, torch.bfloat16, torch.device("meta")).stride() == (2400, 800, 8, 1)
+    attend, states = static.StaticT3(tts.t3.tfmr, "off", (0, 5), attention.LONG + 100), torch.randn(2, 20, tts.t3.dim)
+    assert attend.cache.stride(5) == 1  # a few are read faster the other way
+    kept_before = []
+    while attend.length < attention.LONG + 80:
+        attend(states)
+        kept_before.append(attend.cache[:, :, :, :, : attend.length].clone())
+    assert attend.cache.stride(4) == 1
+    assert all(torch.equal(before, attend.cache[:, :, :, :, : before.shape[4]]) for before in kept_before)
+    with pytest.raises(ValueError, match="the cache was made for"):
+        attend(torch.randn(2, 130, tts.t3.dim))
+    assert attention.room((2, 1000, 8), torch.empty(0, device="meta")).stride() == (8000, 8, 1)
