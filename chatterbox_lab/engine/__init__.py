@@ -5,8 +5,9 @@
 - `t3`, text to speech tokens: `decode`, `backends` (what can run T3), of which `attention`, `static` and `compiled` run
   through `eager`, and `graph` by itself; `sampling`, `alignment`, `spies`;
 - `s3gen`, speech tokens to audio: `render`, `flow` with `encoder` and `unet`, `vocoder`;
-- beside them `overlap` (the same stages in threads), `warm`, `patch` (the drop-in), `clock`, `kept` (what is made of
-  weights and kept with them) and `linears`.
+- beside them `overlap` (the same stages in threads), `warm`, `patch` (the drop-in), `clock` and `linears`;
+- below them, shared with `voices`: `kept` (what is made of weights and kept with them), `host` (how the application has
+  set PyTorch up, kept away) and `recordings` (whose voice is taken).
 """
 
 from .. import released as released

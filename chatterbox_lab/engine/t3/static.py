@@ -1,7 +1,8 @@
-"""T3's transformer by plain PyTorch operations over the loaded weights, with a KV cache that never moves.
+"""T3's transformer by plain PyTorch operations over the loaded weights, with a KV cache that has room from the start.
 
 The released loop lets transformers grow the cache by concatenation, which copies all of it for every token, and asks
-for masks and rotary tables anew in every step. Here both are there before the first token.
+for masks and rotary tables anew in every step. Here they are there before the first token; on a CPU the cache is moved
+once, where an utterance gets long, into an order that suits many positions.
 """
 
 from __future__ import annotations
@@ -37,7 +38,7 @@ class Place(NamedTuple):
 
 
 class StaticT3:
-    """T3's ``LlamaModel`` with a cache of fixed size; takes the place of `Attention` in decoding.
+    """T3's ``LlamaModel`` with a cache that has room; takes the place of `Attention` in decoding.
 
     Args:
         tfmr: T3's ``LlamaModel``; its weights are used where they are, or in a copy that is made once (`linears`).
