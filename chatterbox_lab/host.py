@@ -47,7 +47,7 @@ def apart(device: str | torch.device) -> Iterator[None]:
             if torch.is_autocast_enabled(kind):
                 stack.enter_context(torch.autocast(kind, enabled=False))
         default = torch.empty(0)
-        if default.dtype != torch.float32:
+        if default.dtype != torch.float32 or _builders:  # while somebody builds, it may be another again at any time
             stack.enter_context(_Float32())
         if default.device.type != "cpu":
             stack.enter_context(torch.device("cpu"))
@@ -81,19 +81,42 @@ def without_cudnns_attention() -> Iterator[None]:
 
 
 @contextmanager
+def switches_kept() -> Iterator[None]:
+    """For upstream's Perceiver, which sets SDPA's switches and puts back what it found: others may have left since."""
+    with _switching:
+        wanted = _wanted if _without else torch.backends.cuda.cudnn_sdp_enabled()
+    try:
+        yield
+    finally:
+        with _switching:
+            torch.backends.cuda.enable_cudnn_sdp(wanted and not _without)
+
+
+_builders = 0
+_default = torch.float32
+
+
+@contextmanager
 def building() -> Iterator[None]:
     """PyTorch as upstream expects it while a model is built or the voice of a recording is prepared.
 
     Both follow the process's default dtype in ways that cannot be kept to one thread: where that is not float32, it is
-    until they are done.
+    until the last builder is done.
     """
-    before = torch.get_default_dtype()
-    with apart("cpu"):
-        torch.set_default_dtype(torch.float32)
-        try:
+    global _builders, _default
+    with _switching:
+        if _builders == 0:
+            _default = torch.get_default_dtype()
+            torch.set_default_dtype(torch.float32)
+        _builders += 1
+    try:
+        with apart("cpu"):
             yield
-        finally:
-            torch.set_default_dtype(before)
+    finally:
+        with _switching:
+            _builders -= 1
+            if _builders == 0:
+                torch.set_default_dtype(_default)
 
 
 def working_apart(items: Generator[Item, None, None], device: str | torch.device) -> Generator[Item, None, None]:

@@ -33,14 +33,22 @@ def kept(module: torch.nn.Module, key: Any, make: Callable[[], Any]) -> Any:
     if before != state:
         found = {}
         _kept[module] = state, found
-    return found[key] if key in found else found.setdefault(key, make())
+    return found[key] if key in found else found.setdefault(key, _finished(make()))
 
 
-def notice(module: torch.nn.Module) -> None:
+def _finished(value: Any) -> Any:
+    """The value once the GPU has made it: another thread, with a CUDA stream of its own, may ask for it at once."""
+    if torch.cuda.is_initialized():
+        torch.cuda.current_stream().synchronize()
+    return value
+
+
+def notice(module: torch.nn.Module) -> bool:
     """Forgets what is kept with a module or its parts if some of its weights were changed through ``.data``.
 
     PyTorch counts every other change. To read all weights would take as long as a decode step, so a few values of each
     matrix are compared with those of the last time: enough for a merged adapter, not for a single changed number.
+    Returns whether there was such a change.
     """
     found = [
         weight.detach().reshape(-1)[:: weight.numel() // _LOOKED_AT + 1].float()
@@ -49,23 +57,28 @@ def notice(module: torch.nn.Module) -> None:
     ]
     values = torch.cat(found).cpu() if found else torch.zeros(0)
     before = _looked_at.get(module)
-    if before is not None and not torch.equal(before, values):
-        _drop(module)
+    changed = before is not None and not torch.equal(before, values)
+    if changed:
+        drop(module)
     _looked_at[module] = values
+    return changed
 
 
 def forget(tts: Any) -> None:
     """Drops all that this package has made of a model's weights and voices; the next call makes it anew.
 
     Call it after you changed weights in a way that goes unnoticed, such as a few numbers through ``.data``, or to give
-    the memory back. A stream that is under way goes on with what it has.
+    the memory back. A stream that is under way goes on with what it has. Raises TypeError for what is no Chatterbox.
     """
+    if not all(hasattr(tts, part) for part in ("t3", "s3gen", "ve")):
+        raise TypeError(f"tts: must be a Chatterbox, is a {type(tts).__module__}.{type(tts).__qualname__}")
     for part in (tts.t3, tts.s3gen, tts.ve):
         if part is not None:
-            _drop(part)
+            drop(part)
 
 
-def _drop(module: torch.nn.Module) -> None:
+def drop(module: torch.nn.Module) -> None:
+    """Drops what is kept with a module or its parts."""
     for part in module.modules():
         _kept.pop(part, None)
         _looked_at.pop(part, None)
@@ -87,7 +100,7 @@ class Recent:
         entry = next((entry for entry in entries if _equal(entry[0], given)), None)
         if entry is None:
             value = make()
-            entry = {name: tensor.clone() for name, tensor in given.items()}, value
+            entry = _finished(({name: tensor.clone() for name, tensor in given.items()}, value))
         self._entries = (entry, *(other for other in entries if other is not entry))[: self.most]
         return entry[1]
 

@@ -21,7 +21,7 @@ import numpy as np
 import torch
 
 from .host import apart, building
-from .kept import Recent, kept, notice
+from .kept import Recent, drop, kept, notice
 
 _SHORTEST = 1.0
 _COMFORTABLE = 5.0
@@ -258,11 +258,10 @@ def _noise_below(samples: np.ndarray, rate: int) -> float:
     return float(10 * np.log10(power.mean(axis=0).sum() / max(steady, 1e-20)))
 
 
-def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5, *, noticed: bool = False) -> Any:
+def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5) -> Any:
     """Upstream's ``Conditionals`` of a recording, the caller's own: what the model's class makes of it, without graph.
 
-    The last 16 recordings, told apart by their content, are kept with the model until its weights change. ``noticed``
-    says that the caller has looked for changes of S3Gen's that PyTorch does not count (`kept.notice`).
+    The last 16 recordings, told apart by their content, are kept with the model until its weights change.
 
     Raises:
         ValueError: the model has no speaker encoder, or the exaggeration is no number from 0.
@@ -271,7 +270,7 @@ def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5, *, notic
     strength = _strength(exaggeration)
     with apart(tts.device), torch.inference_mode(False), torch.no_grad():
         content = torch.frombuffer(bytearray(recording.content), dtype=torch.uint8)
-        conds = copy.deepcopy(_recent(tts, noticed).value({"content": content}, lambda: _prepare(tts, recording)))
+        conds = copy.deepcopy(_recent(tts).value({"content": content}, lambda: _prepare(tts, recording)))
         conds.t3.emotion_adv = torch.full_like(conds.t3.emotion_adv, strength)
         conds.t3.to(dtype=tts.t3.speech_head.weight.dtype)
     return conds
@@ -291,10 +290,11 @@ class _Encoder:
     """Stands for the weights of a voice encoder: kept with it, and another one once they change."""
 
 
-def _recent(tts: Any, noticed: bool) -> Recent:
+def _recent(tts: Any) -> Recent:
     """What this class of model has prepared last with these encoders, as long as their weights stay."""
-    for part in (tts.ve,) if noticed else (tts.ve, tts.s3gen):
-        notice(part)
+    changed = [notice(part) for part in (tts.ve, tts.s3gen.tokenizer, tts.s3gen.speaker_encoder)]
+    if any(changed):
+        drop(tts.s3gen)
     encoder = kept(tts.ve, "recordings", _Encoder)
     return kept(tts.s3gen, ("recordings", _released(type(tts))), WeakKeyDictionary).setdefault(encoder, Recent(_KEPT))
 

@@ -12,7 +12,7 @@ import torch
 from conftest import TEXT
 
 import chatterbox_lab as lab
-from chatterbox_lab.host import without_cudnns_attention
+from chatterbox_lab.host import apart, building, switches_kept, without_cudnns_attention
 
 
 @contextmanager
@@ -199,9 +199,15 @@ def test_cudnns_attention_is_back_when_the_last_thread_has_left(wanted: bool) ->
         torch.backends.cuda.enable_cudnn_sdp(before)
 
 
+def with_a_graph() -> list[torch.Tensor]:
+    gc.collect()
+    return [item for item in gc.get_objects() if type(item) is torch.Tensor and item.grad_fn is not None]
+
+
 def test_nothing_that_was_made_keeps_a_graph(voice: Any) -> None:
     """Whatever runs a network: an application in gradient mode would keep every result's whole history."""
     tts = lab.load("tiny", device="cpu", seed=0)
+    before = {id(tensor) for tensor in with_a_graph()}  # other tests train
     samples = torch.rand(48000, generator=torch.Generator().manual_seed(0)).numpy() - 0.5
     few = {"max_new_tokens": 5, "ignore_eos": True, "flow_steps": 1}
     with torch.enable_grad(), warnings.catch_warnings():
@@ -217,9 +223,62 @@ def test_nothing_that_was_made_keeps_a_graph(voice: Any) -> None:
         lab.warm_up(tts, flow_steps=1, chunk_size=3, context_window=3)
         made.append(list(lab.upstream_stream(tts, TEXT, chunk_size=3, max_new_tokens=3, seed=0)))
         made.append([lab.upstream_tokens(tts, TEXT, max_new_tokens=3)])
-    gc.collect()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        found = [item for item in gc.get_objects() if type(item) is torch.Tensor and item.grad_fn is not None]
+    found = [tensor for tensor in with_a_graph() if id(tensor) not in before]
     assert len(made) == len(WAYS) + 5
     assert not found, [(tensor.shape, tensor.grad_fn) for tensor in found[:5]]
+
+
+def test_builders_at_once_leave_the_default_dtype_and_a_stream_alone(tts: Any, one_thread: None) -> None:
+    expected = streamed(tts, "plain")
+    with default_dtype(torch.float64):
+        first, second = building(), building()
+        first.__enter__()
+        chunks = lab.generate_stream(tts, TEXT, **FIXED)
+        parts = [next(chunks)[0]]
+        second.__enter__()
+        first.__exit__(None, None, None)
+        assert torch.get_default_dtype() == torch.float32
+        with apart("cpu"):
+            second.__exit__(None, None, None)  # in another thread, in the midst of this one's chunk
+            assert torch.zeros(1).dtype == torch.float32
+        assert torch.get_default_dtype() == torch.float64
+        parts += [audio for audio, _ in chunks]
+    assert torch.equal(torch.cat(parts, dim=1), expected)
+
+
+def test_the_perceivers_switches_do_not_outlive_it() -> None:
+    enabled, before = torch.backends.cuda.cudnn_sdp_enabled, torch.backends.cuda.cudnn_sdp_enabled()
+    torch.backends.cuda.enable_cudnn_sdp(True)
+    try:
+        inside = without_cudnns_attention()
+        inside.__enter__()
+        with switches_kept(), torch.nn.attention.sdpa_kernel(torch.nn.attention.SDPBackend.MATH):
+            inside.__exit__(None, None, None)  # another thread leaves before it
+        assert enabled()
+    finally:
+        torch.backends.cuda.enable_cudnn_sdp(before)
+
+
+def test_overlapped_streams_in_new_threads_leave_the_number_of_threads(tts: Any) -> None:
+    before, seen = torch.get_num_threads(), []
+
+    def in_a_thread(work: Callable[[], Any]) -> None:
+        thread = threading.Thread(target=work)
+        thread.start()
+        thread.join()
+
+    def speaks() -> None:
+        for _ in range(3):
+            in_a_thread(lambda: list(lab.generate_stream(tts, "Hi.", **FIXED, overlap=True)))
+
+    try:
+        torch.set_num_threads(2)
+        clients = [threading.Thread(target=speaks) for _ in range(4)]
+        for client in clients:
+            client.start()
+        for client in clients:
+            client.join()
+        in_a_thread(lambda: seen.append(torch.get_num_threads()))
+        assert seen == [2]
+    finally:
+        torch.set_num_threads(before)

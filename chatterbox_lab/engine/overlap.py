@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterator
 from contextlib import AbstractContextManager, ExitStack, closing, contextmanager
 from queue import SimpleQueue
-from threading import Event, Thread, current_thread
+from threading import Event, Lock, Thread, current_thread
 from typing import Any
 
 import torch
@@ -15,6 +15,7 @@ from .clock import Chunks, StageClock, synchronize
 
 _PATIENCE = 60.0
 """Seconds. A garbage collection may end a forgotten stream within anything, also while it holds what a thread needs."""
+_setting = Lock()
 Source = Callable[[Event], Generator[Any, None, None]]
 _END = object()
 
@@ -97,11 +98,12 @@ def own_share(device: torch.device, threads: int, otherwise: int) -> Iterator[No
         if device.type == "cuda":
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
         else:
-            torch.get_num_threads()  # before a thread's first look, what is set here would give way
-            torch.set_num_threads(threads)
-            later = Thread(target=torch.set_num_threads, args=(otherwise,))
-            later.start()
-            later.join()
+            with _setting:
+                torch.get_num_threads()  # before a thread's first look, what is set here would give way
+                torch.set_num_threads(threads)
+                later = Thread(target=torch.set_num_threads, args=(otherwise,))
+                later.start()
+                later.join()
         stack.enter_context(apart(device))
         yield
 
@@ -120,7 +122,9 @@ def overlapped(
         marked: the same audio with its watermark.
         clock: of the stream; counts tokens when they are heard.
     """
-    device, threads = torch.device(clock.device), torch.get_num_threads()
+    device = torch.device(clock.device)
+    with _setting:  # a thread's first look is at the number set last
+        threads = torch.get_num_threads()
     shares = 2 * [max(1, threads // 2)] + [1]  # of a CPU's cores: T3 and S3Gen share them, the watermark gets one
     synchronize(device)  # what the stages share is there
     made = pipelined(

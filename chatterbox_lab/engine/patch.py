@@ -7,8 +7,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from functools import wraps
-from inspect import Parameter
-from threading import Event
 from typing import Any
 
 import torch
@@ -18,10 +16,10 @@ from .. import recordings
 from .clock import Chunks, Measured, StageClock, StreamMetrics
 from .request import Request, check_model, checked, voice_of
 from .settings import StreamSettings
-from .stream import chunks, said, spoken
+from .stream import chunks, generate_stream, said, spoken
 
-_OURS = {"seed": int | None, "max_new_tokens": int, "stop": Event | None}
-_DEFAULTS = {"seed": None, "max_new_tokens": 1000, "stop": None}
+Method = Callable[..., Any]
+_OURS = {name: it for name, it in inspect.signature(generate_stream).parameters.items() if it.kind is it.KEYWORD_ONLY}
 
 
 class Patch(ExitStack):
@@ -40,7 +38,10 @@ class Patch(ExitStack):
             methods["prepare_conditionals"] = _like_upstreams(kind.prepare_conditionals, prepare_conditionals, {})
         for method in methods.values():
             method.patch = self
-        tts.__class__ = type(kind)(kind.__name__, (kind,), methods | {"__module__": __name__, "__doc__": kind.__doc__})
+        patched = type(kind)(kind.__name__, (kind,), methods | {"__module__": __name__, "__doc__": kind.__doc__})
+        for name in methods:  # at the end copies of the model, which are of the same class, are as they were, too
+            self.callback(delattr, patched, name)
+        tts.__class__ = patched
         self.callback(setattr, tts, "__class__", kind)
         for name in methods.keys() & vars(tts).keys():  # an application's own wrappers, which would hide ours
             self.callback(setattr, tts, name, vars(tts).pop(name))
@@ -83,7 +84,7 @@ def _voiced(tts: ChatterboxTTS, request: Request, recording: recordings.Recordin
     if recording is None:
         return request
     exaggeration = request.settings.exaggeration
-    conds = tts.conds = recordings.prepared(tts, recording, exaggeration, noticed=True)
+    conds = tts.conds = recordings.prepared(tts, recording, exaggeration)
     return replace(request, voice=voice_of(tts, conds, exaggeration))
 
 
@@ -115,14 +116,12 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
     return Patch(tts, StreamSettings().replace(**overrides))
 
 
-def _like_upstreams(theirs: Callable[..., Any], ours: Callable[..., Any], more: dict[str, Any]) -> Callable[..., Any]:
+def _like_upstreams(
+    theirs: Callable[..., Any], ours: Callable[..., Any], more: dict[str, inspect.Parameter]
+) -> Callable[..., Any]:
     """Our method behind the signature, defaults and documentation of the model's own, with keywords more."""
     signature = inspect.signature(theirs)
-    added = [
-        Parameter(name, Parameter.KEYWORD_ONLY, default=_DEFAULTS[name], annotation=kind)
-        for name, kind in more.items()
-        if name not in signature.parameters
-    ]
+    added = [parameter for name, parameter in more.items() if name not in signature.parameters]
     signature = signature.replace(parameters=[*signature.parameters.values(), *added])
     first = next(iter(signature.parameters))  # the model itself
 

@@ -16,8 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from ..engine.t3.attention import SdpaWatch
-from ..engine.t3.spies import is_spy, remove_spies
-from .upstream import without_spies
+from ..engine.t3.spies import is_spied_on, is_spy, lift, remove_spies
 
 
 def count_spies(tfmr: torch.nn.Module) -> dict[str, int]:
@@ -132,3 +131,26 @@ def measure_half_fix(
 
 def _relative(value: torch.Tensor, reference: torch.Tensor) -> float:
     return float((value - reference).norm() / reference.norm())
+
+
+@contextmanager
+def without_spies(tfmr: torch.nn.Module) -> Iterator[None]:
+    """Takes what upstream's analyzers have left on the layers out of the way, and puts it back afterwards.
+
+    One plain ``generate()`` leaves a spy behind that makes layer 9 fall back without a causal mask in every later
+    call that asks for no attention maps; so a faithful forward must not run through it. For upstream's own loops, which
+    one thread at a time may run.
+    """
+    lifted = []
+    for layer in (block.self_attn for block in tfmr.layers):
+        if is_spied_on(layer):
+            lifted.append((layer, layer.__dict__.get("forward"), dict(layer._forward_hooks)))
+            lift(layer)
+    try:
+        yield
+    finally:
+        for layer, forward, hooks in lifted:
+            if forward is not None:
+                layer.forward = forward
+            layer._forward_hooks.clear()  # refilled, to keep the order in which hooks were registered
+            layer._forward_hooks.update(hooks)

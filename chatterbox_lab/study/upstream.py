@@ -17,9 +17,10 @@ from ..engine.clock import Chunks, Measured, StageClock, measured
 from ..engine.request import Request, checked
 from ..engine.settings import BALANCED, StreamSettings
 from ..engine.t3.decode import conditioning
-from ..engine.t3.spies import is_spied_on, lift, remove_spies
+from ..engine.t3.spies import remove_spies
 from ..files import attribute
 from ..voices.head import NEVER
+from .fallback import without_spies
 
 
 def upstream_tokens(
@@ -209,26 +210,3 @@ def stop_suppressed(t3: torch.nn.Module, active: bool = True) -> Iterator[None]:
     finally:
         if handle is not None:
             handle.remove()
-
-
-@contextmanager
-def without_spies(tfmr: torch.nn.Module) -> Iterator[None]:
-    """Takes what upstream's analyzers have left on the layers out of the way, and puts it back afterwards.
-
-    One plain ``generate()`` leaves a spy behind that makes layer 9 fall back without a causal mask in every later
-    call that asks for no attention maps; so a faithful forward must not run through it. For upstream's own loops, which
-    one thread at a time may run.
-    """
-    lifted = []
-    for layer in (block.self_attn for block in tfmr.layers):
-        if is_spied_on(layer):
-            lifted.append((layer, layer.__dict__.get("forward"), dict(layer._forward_hooks)))
-            lift(layer)
-    try:
-        yield
-    finally:
-        for layer, forward, hooks in lifted:
-            if forward is not None:
-                layer.forward = forward
-            layer._forward_hooks.clear()  # refilled, to keep the order in which hooks were registered
-            layer._forward_hooks.update(hooks)

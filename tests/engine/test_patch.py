@@ -456,3 +456,12 @@ def test_a_model_that_was_never_built_is_refused_by_name() -> None:
     with pytest.raises(TypeError, match="ChatterboxTTS"):
         lab.patch(empty)
     assert vars(empty) == {}
+
+
+def test_a_copy_that_outlives_the_patch_has_its_own_methods_again(tts: Any) -> None:
+    patch = lab.patch(tts)
+    twin = copy.copy(tts)
+    patch.undo()
+    assert not hasattr(twin.generate_stream, "patch")
+    with lab.patch(twin, ignore_eos=True):
+        assert twin.generate(TEXT, max_new_tokens=2).shape == (1, 1920)

@@ -195,8 +195,8 @@ def test_a_voice_that_cannot_clone_says_so(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    soundfile.write(tmp_path / "me.wav", torch.zeros(24000).numpy(), 24000)
-    monkeypatch.setattr(tts, "config", build.ModelConfig(clone=False))
+    soundfile.write(tmp_path / "me.wav", torch.rand(24000).numpy(), 24000)
+    monkeypatch.setattr(tts, "ve", None)
     with pytest.raises(SystemExit):
         main(["speak", TEXT, "--reference", "me.wav"])
     assert "this voice cannot clone" in capsys.readouterr().err

@@ -11,6 +11,7 @@ import copy
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from functools import partial
+from types import MethodType
 from typing import Any
 
 import torch
@@ -66,7 +67,9 @@ class Attention:
             output = self.tfmr(
                 inputs_embeds=embeds, past_key_values=cache, use_cache=True, output_attentions=self.mode == "stock"
             )
-        if self._found:
+        if self.mode != "off":
+            if not self._found:
+                raise RuntimeError(f"analyzer={self.mode!r}: T3's layers run past what reads them; use analyzer='off'")
             self.rows = averaged_rows(self._found, self.heads)
         return output.last_hidden_state
 
@@ -260,6 +263,14 @@ def twin(module: torch.nn.Module, **parts: torch.nn.Module) -> torch.nn.Module:
         name: copy.copy(value) if isinstance(value, dict) else value for name, value in vars(module).items()
     }
     found._modules.update(parts)
+    found._compiled_call_impl = None  # it would run the original
+    forward = vars(module).get("forward")  # as accelerate sets it
+    if isinstance(forward, MethodType) and forward.__self__ is module:
+        found.forward = MethodType(forward.__func__, found)
+    elif isinstance(forward, partial):
+        found.forward = partial(
+            forward.func, *(found if arg is module else arg for arg in forward.args), **forward.keywords
+        )
     return found
 
 

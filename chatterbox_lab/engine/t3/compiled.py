@@ -78,7 +78,8 @@ class Compilation:
     def __call__(self, name: str, *args: Any) -> Any:
         """What the function of this name returns, or None where it cannot be compiled."""
         try:
-            return self.functions[name](*args)
+            with torch._C.DisableTorchFunction():  # modes that Dynamo cannot see through
+                return self.functions[name](*args)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # each missing tool, version and back end has its own

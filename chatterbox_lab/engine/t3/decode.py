@@ -13,6 +13,7 @@ from chatterbox.models.t3 import T3
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.tts import ChatterboxTTS
 
+from ...host import switches_kept
 from ...kept import Recent, kept
 from ..clock import StageClock
 from ..request import Request
@@ -151,7 +152,7 @@ def _voice(t3: T3, cond: T3Cond) -> torch.Tensor:
 
 
 def _prepared(t3: T3, cond: T3Cond) -> torch.Tensor:
-    with _one_at_a_time:
+    with _one_at_a_time, switches_kept():
         return t3.prepare_conditioning(replace(cond))
 
 

@@ -27,6 +27,8 @@ Work = Callable[[], None]
 _SHORTEST = 256
 """Positions of the smallest window; each next is twice as long, and has a graph of its own."""
 _GRAIN = 512
+_KEPT = 2
+"""Sets of buffers that stay with the model for the next call, at full size 0.4 GB and more each."""
 
 
 class GraphT3:
@@ -164,13 +166,13 @@ def captured(work: Work, restore: Work, generator: torch.Generator, stream: torc
 def stepper(setup: Setup) -> Iterator[GraphT3]:
     """Backend ``"graph"``: buffers and graphs are kept with the model, and lent to one call at a time."""
     key = "graph", setup.analyzer, tuple(setup.heads)
-    free: Pool[GraphT3] = kept(setup.t3, key, Pool)
+    free: Pool[GraphT3] = kept(setup.t3, key, lambda: Pool(_KEPT))
     graph = free.take(lambda graph: graph.capacity >= setup.capacity)
     if graph is None:
         free.shrink()  # too short for what is asked now: their memory goes to the longer one
         capacity = -(-setup.capacity // _GRAIN) * _GRAIN
         graph = GraphT3(setup.t3, setup.analyzer, setup.heads, capacity)
-    generator = setup.generator or _default_generator(setup.t3.device)
+    generator = setup.generator or _drawn(setup.t3.device)
     try:
         graph.begin(setup, generator.get_state())
         try:
@@ -181,5 +183,7 @@ def stepper(setup: Setup) -> Iterator[GraphT3]:
         free.give(graph)
 
 
-def _default_generator(device: torch.device) -> torch.Generator:
-    return torch.cuda.default_generators[device.index] if device.type == "cuda" else torch.default_generator
+def _drawn(device: torch.device) -> torch.Generator:
+    """A generator whose seed PyTorch's default one gives: that one may be drawn from by others meanwhile."""
+    seed = torch.randint(2**62, (1,), device=device)
+    return torch.Generator(device).manual_seed(int(seed))

@@ -1,8 +1,8 @@
 """T3's transformer by plain PyTorch operations over the loaded weights, with a KV cache that has room from the start.
 
 The released loop lets transformers grow the cache by concatenation, which copies all of it for every token, and asks
-for masks and rotary tables anew in every step. Here they are there before the first token; on a CPU the cache is moved
-once, where an utterance gets long, into an order that suits many positions.
+for masks and rotary tables anew in every step. Here they are there before the first token; on a CPU the cache grows by
+doubling, and where an utterance gets long, into an order that suits many positions.
 """
 
 from __future__ import annotations
@@ -74,7 +74,7 @@ class StaticT3:
         dtype = torch.float32 if like.device.type == "cpu" else like.dtype
         self.capacity, first = capacity, min(capacity, LONG) if like.device.type == "cpu" else capacity
         self.cache = room((*shape, first, self.head_width), torch.empty(0, dtype=dtype, device=like.device))
-        """Keys and values: (layers, 2, CFG rows, heads, positions, head width); on a CPU the positions grow once."""
+        """Keys and values: (layers, 2, CFG rows, heads, positions, head width); on a CPU the positions grow."""
         self.tables = rotary_tables(tfmr.rotary_emb, capacity, self.cache)
         self.weights, self.linears = weights, layer_linears(tfmr, weights)
         self.length = 0
@@ -113,7 +113,7 @@ class StaticT3:
             raise ValueError(f"position {end}: the cache was made for {self.capacity}")
         if end > self.cache.shape[4]:
             short, shape = self.cache, self.cache.shape
-            self.cache = room((*shape[:4], self.capacity, shape[5]), short)
+            self.cache = room((*shape[:4], min(self.capacity, 2 * end), shape[5]), short)
             self.cache[:, :, :, :, : self.length] = short[:, :, :, :, : self.length]
 
     def _read(self, voice: torch.Tensor) -> torch.Tensor:

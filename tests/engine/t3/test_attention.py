@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import functools
+import types
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -329,3 +331,32 @@ def test_the_cache_holds_what_transformers_own_would(tts: Any, mode: str) -> Non
     for states in steps:
         assert torch.equal(ours(states), theirs(states))
         assert mode == "off" or torch.equal(ours.rows, theirs.rows)
+
+
+@pytest.mark.parametrize("mode", ["probe", "layer"])
+@pytest.mark.parametrize("how", ["method", "partial", "compiled"])
+def test_the_alignment_is_read_where_a_layer_has_a_forward_of_its_own(voice: Any, mode: str, how: str) -> None:
+    tts = models.load("tiny", device="cpu", seed=0)
+    embeds, text = prefill(tts)
+    expected = attention.Attention(tts.t3.tfmr, mode, text)
+    states = expected(embeds)
+    for module in (tts.t3.tfmr, *tts.t3.tfmr.layers):
+        inner = type(module).forward
+        if how == "method":
+            module.forward = types.MethodType(inner, module)
+        elif how == "partial":  # as accelerate has it
+            module.forward = functools.partial(inner, module)
+        else:
+            module.compile(backend="eager")
+    found = attention.Attention(tts.t3.tfmr, mode, text)
+    torch.testing.assert_close(found(embeds), states)
+    torch.testing.assert_close(found.rows, expected.rows)
+
+
+def test_layers_that_cannot_be_read_are_named(voice: Any) -> None:
+    tts = models.load("tiny", device="cpu", seed=0)
+    layer = tts.t3.tfmr.layers[9]
+    inner = layer.forward
+    layer.forward = lambda *args, **kwargs: inner(*args, **kwargs)
+    with pytest.raises(RuntimeError, match=r"analyzer='probe'.*use analyzer='off'"):
+        lab.speech_tokens(tts, TEXT, analyzer="probe", max_new_tokens=2)

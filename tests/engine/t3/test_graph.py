@@ -162,15 +162,21 @@ def test_a_renderer_that_fails_gives_the_graph_back(
     assert len(kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), kept.Pool)) == 1
 
 
-def test_without_a_seed_the_default_generator_decides(tts: Any, recorder: Recorder) -> None:
-    said = []
-    for backend in ("graph", "static"):
+def test_without_a_seed_the_default_generator_gives_one(tts: Any, recorder: Recorder) -> None:
+    said, fixed = [], {"max_new_tokens": 20, "ignore_eos": True, "backend": "graph"}
+    for _ in range(2):
         torch.manual_seed(1)
-        for _ in range(2):  # the second goes on where the first has left the generator
-            said.append(lab.speech_tokens(tts, TEXT, max_new_tokens=20, ignore_eos=True, backend=backend))
+        said += [lab.speech_tokens(tts, TEXT, **fixed) for _ in range(2)]
     assert torch.equal(said[0], said[2])
     assert torch.equal(said[1], said[3])
     assert not torch.equal(said[0], said[1])
+    stream = lab.generate_stream(tts, TEXT, **fixed, chunk_size=5, flow_steps=1)
+    next(stream)
+    torch.manual_seed(1)
+    expected = torch.rand(1)
+    torch.manual_seed(1)
+    stream.close()
+    assert torch.equal(torch.rand(1), expected)  # an application's generator is not set back by a stream that ends
 
 
 def test_the_host_looks_at_the_tokens_at_a_chunks_end_at_the_latest() -> None:
