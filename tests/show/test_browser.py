@@ -335,7 +335,8 @@ def test_a_browser_that_keeps_silent_asks_for_a_click(page: Page, server: str) -
 
 
 def save(page: Page) -> None:
-    page.keyboard.press("Control+s")
+    with page.expect_response(lambda answer: answer.request.method == "PUT" and "/api/contents/" in answer.url):
+        page.keyboard.press("Control+s")  # a page that is not marked as changed yet would look saved
     expect(page.locator(".jp-mod-dirty")).to_have_count(0)
 
 
