@@ -122,7 +122,13 @@ numbers = st.one_of(
     ),
 )  # fmt: skip
 rates = st.one_of(st.sampled_from([8000, 16000, 24000, 44100]), st.integers(), st.floats(), odd)
+voices = st.builds(
+    lambda seed, seconds, scale: np.random.default_rng(seed).normal(0, scale, int(8000 * seconds)),
+    st.integers(0, 9999), st.floats(1, 2), st.floats(0.01, 1),
+)  # fmt: skip
 sources = st.one_of(
+    st.tuples(voices, st.sampled_from([6000, 7350, 8000])),
+    st.builds(lambda samples: io.BytesIO(written(samples)), voices),
     odd,
     numbers,
     st.tuples(numbers, rates),
@@ -135,13 +141,13 @@ sources = st.one_of(
 )
 
 
-def _wav() -> bytes:
+def written(samples: np.ndarray) -> bytes:
     file = io.BytesIO()
-    soundfile.write(file, np.random.default_rng(0).normal(0, 0.1, 16000), 8000, format="WAV")
+    soundfile.write(file, samples, 8000, format="WAV")
     return file.getvalue()
 
 
-WAV = _wav()
+WAV = written(np.random.default_rng(0).normal(0, 0.1, 16000))
 
 
 @FUZZ
