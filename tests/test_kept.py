@@ -177,17 +177,17 @@ def test_a_pool_lends_to_one_at_a_time(most: int | None) -> None:
     for number in range(4):
         pool.give([number])
     assert len(pool) == (4 if most is None else 3)
-    used: list[list[int]] = []
+    used: set[int] = set()
     clashes: list[int] = []
 
     def takes() -> None:
         for _ in range(2000):
             item = pool.take(lambda item: item[0] % 2 == 1)
             if item is not None:
-                if any(item is other for other in used):
+                if item[0] in used:
                     clashes.append(item[0])
-                used.append(item)
-                used[:] = [other for other in used if other is not item]
+                used.add(item[0])
+                used.discard(item[0])
                 pool.give(item)
 
     threads = [threading.Thread(target=takes) for _ in range(4)]

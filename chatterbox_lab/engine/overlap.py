@@ -88,24 +88,31 @@ def _items(queue: SimpleQueue) -> Iterator[Any]:
 
 
 @contextmanager
-def own_share(device: torch.device, threads: int, otherwise: int) -> Iterator[None]:
+def own_share(device: torch.device, threads: int) -> Iterator[None]:
     """For a thread: on a GPU a CUDA stream of its own, on a CPU this many of PyTorch's threads; no autocast and such.
 
     All threads of all stages on the same cores would wait for one another. PyTorch counts by thread, but the number set
-    last also holds for threads that begin later: another thread sets that to ``otherwise`` again at once.
+    last also holds for threads that begin later: one that begins now says which that was, another sets it again.
     """
     with ExitStack() as stack:
         if device.type == "cuda":
             stack.enter_context(torch.cuda.stream(torch.cuda.Stream(device)))
         else:
             with _setting:
+                before = _in_a_new_thread(torch.get_num_threads)
                 torch.get_num_threads()  # before a thread's first look, what is set here would give way
                 torch.set_num_threads(threads)
-                later = Thread(target=torch.set_num_threads, args=(otherwise,))
-                later.start()
-                later.join()
+                _in_a_new_thread(torch.set_num_threads, before)
         stack.enter_context(apart(device))
         yield
+
+
+def _in_a_new_thread(function: Callable[..., Any], *args: Any) -> Any:
+    found: list[Any] = []
+    thread = Thread(target=lambda: found.append(function(*args)))
+    thread.start()
+    thread.join()
+    return found[0]
 
 
 def overlapped(
@@ -131,7 +138,7 @@ def overlapped(
         source,
         lambda chunk: (len(chunk[0]), rendered(*chunk)),
         lambda made: (made[0], marked(made[1])),
-        inside=lambda number: own_share(device, shares[number], threads),
+        inside=lambda number: own_share(device, shares[number]),
     )
     with closing(made):
         for count, audio in made:

@@ -226,7 +226,7 @@ def test_a_share_of_pytorchs_threads_is_given_back() -> None:
     before, seen = torch.get_num_threads(), []
 
     def inside(number: int) -> Any:
-        return own_share(torch.device("cpu"), number + 1, before)
+        return own_share(torch.device("cpu"), number + 1)
 
     def stage(number: int) -> int:
         seen.append(torch.get_num_threads())
@@ -262,7 +262,7 @@ def test_on_a_gpu_a_thread_has_a_stream_and_its_clock_waits_for_that_alone(monke
     monkeypatch.setattr(torch.cuda, "stream", entered)
     monkeypatch.setattr(torch.cuda, "synchronize", lambda _: calls.append(("waited for all", None)))
     threads = torch.get_num_threads()
-    with own_share(device, 1, 1):
+    with own_share(device, 1):
         stream = torch.cuda.current_stream(device)
         with StageClock(device, whole=False).stage("t3"):
             pass
