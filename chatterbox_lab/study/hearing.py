@@ -10,7 +10,6 @@ import math
 import re
 from collections.abc import Sequence
 
-import jiwer
 import numpy as np
 import pandas as pd
 import torch
@@ -44,6 +43,8 @@ def word_errors(said: str, understood: str) -> dict[str, float]:
 
     Case and punctuation do not count. Raises ValueError where nothing was said.
     """
+    import jiwer
+
     reference = _plain(said)
     if not reference:
         raise ValueError(f"said={said!r}: must hold at least one word")

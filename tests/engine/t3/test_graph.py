@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from typing import Any
 
@@ -202,3 +203,59 @@ def test_what_is_sampled_after_the_stop_token_is_not_said(
     monkeypatch.setattr(decode, "steps_ahead", lambda ahead, chunk, said, most: min(8, most - said))
     for seed, said in enumerate(one_by_one):
         assert torch.equal(lab.speech_tokens(tts, TEXT, seed=seed, **fixed), said)
+
+
+@pytest.fixture(scope="module")
+def on_gpu() -> Any:
+    """The tiny model on a real GPU, where graphs are captured and replayed."""
+    if not torch.cuda.is_available():
+        pytest.skip("needs a CUDA device")
+    return lab.load("tiny", device="cuda", seed=0, watermark=False)
+
+
+@pytest.mark.parametrize("mode", ["off", "probe"])
+def test_on_a_gpu_backends_say_upstreams_tokens(on_gpu: Any, mode: str) -> None:
+    for text, seed, most in (("No.", 1, 5), (TEXT, 0, 60), (LONG, 2, 300), (TEXT, 3, 60)):  # short again, after long
+        fixed = {"seed": seed, "max_new_tokens": most, "ignore_eos": True}
+        upstream = lab.upstream_tokens(on_gpu, text, **fixed)
+        for name in ("hf", "static", "graph"):  # a compiler would take minutes; the ladder of T3 compares it, too
+            said = lab.speech_tokens(on_gpu, text, backend=name, analyzer=mode, **fixed)
+            assert torch.equal(said, upstream), (name, text)
+
+
+def test_on_a_gpu_the_guard_and_greedy_decide_as_with_transformers(on_gpu: Any) -> None:
+    for changes in ({"guard": True, "analyzer": "probe"}, {"temperature": 0.0}):
+        fixed = {"seed": 5, "max_new_tokens": 40, **changes}
+        said = [lab.speech_tokens(on_gpu, TEXT, backend=backend, **fixed) for backend in ("hf", "graph")]
+        assert torch.equal(*said)
+
+
+def test_on_a_gpu_a_stream_is_whole_and_the_same_again(on_gpu: Any) -> None:
+    for settings in (lab.BALANCED, lab.FAST, lab.FAST.replace(overlap=True, schedule="grow")):
+        fixed = {"seed": 0, "max_new_tokens": 70, "ignore_eos": True, "backend": "graph"}
+        sounds = [
+            torch.cat([audio for audio, _ in lab.generate_stream(on_gpu, TEXT, settings, **fixed)], dim=1)
+            for _ in range(2)
+        ]
+        assert sounds[0].shape == (1, 70 * 960)
+        assert torch.allclose(*sounds, atol=1e-3)
+
+
+def test_on_a_gpu_threads_get_what_they_would_alone(on_gpu: Any) -> None:
+    fixed = {"max_new_tokens": 60, "ignore_eos": True, "backend": "graph"}
+    lab.warm_up(on_gpu, lab.StreamSettings(backend="graph"))
+    alone = [lab.speech_tokens(on_gpu, TEXT, seed=seed, **fixed) for seed in range(4)]
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: lab.speech_tokens(on_gpu, TEXT, seed=seed, **fixed), range(4)))
+    assert all(map(torch.equal, together, alone))
+
+
+def test_on_a_gpu_calls_of_all_lengths_leave_the_memory_level(on_gpu: Any) -> None:
+    def after_some_calls() -> int:
+        for most in (10, 400, 60):
+            lab.speech_tokens(on_gpu, TEXT, seed=0, max_new_tokens=most, ignore_eos=True, backend="graph")
+        torch.cuda.synchronize()
+        return torch.cuda.memory_allocated()
+
+    before = [after_some_calls() for _ in range(2)][-1]
+    assert [after_some_calls() for _ in range(3)][-1] <= before + 2**20
