@@ -14,6 +14,9 @@ import torch.nn.functional as F
 
 from ..linears import affine
 
+_ALIGNED = 8
+"""Elements of a mask's row that attention on a GPU reads at once: 16 bytes of bfloat16."""
+
 
 class Encoder:
     """Speech tokens to what the estimator is conditioned on: a Conformer over tokens, then over mel frames.
@@ -77,6 +80,8 @@ class _Layer:
         # one earlier each time, so a stride one shorter puts every key in its column.
         strides = (bias.stride(0), bias.stride(1), 2 * length - 2, 1)
         bias = bias.as_strided((1, self.heads, length, length), strides, length - 1)
+        if bias.device.type == "cuda":  # where kernels fail on rows that begin in between (PyTorch 2.11, H200)
+            bias = F.pad(bias, (0, -length % _ALIGNED))[..., :length]
         attended = F.scaled_dot_product_attention(query + self.content, key, value, attn_mask=bias)
         return self.out(attended.transpose(1, 2).flatten(2))
 

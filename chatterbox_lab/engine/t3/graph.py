@@ -11,6 +11,7 @@ import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
+from threading import Lock
 
 import torch
 from chatterbox.models.t3 import T3
@@ -27,6 +28,8 @@ Work = Callable[[], None]
 _SHORTEST = 256
 """Positions of the smallest window; each next is twice as long, and has a graph of its own."""
 _GRAIN = 512
+_capturing = Lock()
+"""PyTorch: only one capture may be underway in a process at a time."""
 _KEPT = 2
 """Sets of buffers that stay with the model for the next call, at full size 0.4 GB and more each."""
 
@@ -136,7 +139,8 @@ class GraphT3:
             for buffer, value in zip(state, before, strict=True):
                 buffer.copy_(value)
 
-        self.graphs[key] = captured(work, restore, self.generator, self.stream)
+        with _capturing:
+            self.graphs[key] = captured(work, restore, self.generator, self.stream)
         logger.info("backend='graph': %s captured", key)
 
 

@@ -52,9 +52,17 @@ class Recorder:
     """Stands in for the capture: warms up as it does, and replays operators instead of kernels."""
 
     def __init__(self) -> None:
-        self.captures = 0
+        self.captures = self.underway = 0
 
     def __call__(self, work: Callable[[], None], restore: Callable[[], None], *_: Any) -> Callable[[], None]:
+        self.underway += 1
+        try:
+            return self._captured(work, restore)
+        finally:
+            self.underway -= 1
+
+    def _captured(self, work: Callable[[], None], restore: Callable[[], None]) -> Callable[[], None]:
+        assert self.underway == 1, "PyTorch allows one capture at a time"
         self.captures += 1
         for _ in range(2):
             work()
@@ -135,6 +143,16 @@ def test_two_streams_at_once_do_not_share_a_cache(tts: Any, recorder: Recorder) 
     together = list(zip(*streams, strict=True))
     for seed in (0, 1):
         assert torch.equal(torch.cat([pair[seed] for pair in together]), alone[seed])
+
+
+def test_threads_capture_one_at_a_time(tts: Any, recorder: Recorder) -> None:
+    fixed = {"max_new_tokens": 10, "ignore_eos": True, "backend": "graph"}
+    alone = [lab.speech_tokens(tts, TEXT, seed=seed, **fixed) for seed in range(4)]
+    kept._kept.clear()
+    with ThreadPoolExecutor(4) as pool:
+        together = list(pool.map(lambda seed: lab.speech_tokens(tts, TEXT, seed=seed, **fixed), range(4)))
+    assert all(map(torch.equal, together, alone))
+    assert recorder.captures > 2  # more than one thread has met this
 
 
 def test_a_graph_is_given_back_by_a_call_that_failed(tts: Any, recorder: Recorder) -> None:
