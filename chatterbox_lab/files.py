@@ -8,6 +8,11 @@ from pathlib import Path
 from typing import Any
 
 REPOSITORY = Path(__file__).resolve().parent.parent
+_PACKED = Path(__file__).resolve().parent / "data"
+DATA = _PACKED if _PACKED.is_dir() else REPOSITORY / "data"
+"""What a wheel has of ``data/``, inside the package; all of it in a checkout."""
+LAB_VOICE = DATA / "lab"
+"""The folder of the trained voice."""
 
 
 @contextmanager

@@ -9,7 +9,7 @@ from chatterbox import tts as tts_module
 from chatterbox.tts import REPO_ID
 from huggingface_hub import snapshot_download
 
-from ..files import REPOSITORY
+from ..files import LAB_VOICE
 from ..host import building
 from .build import LabTTS, assemble, random_conditionals
 from .config import TINY, ModelConfig
@@ -93,7 +93,7 @@ def _folder(model: str | Path) -> Path:
         raise ValueError(f"model={model!r}: must be one of {', '.join(MODELS)} or the path of a voice folder")
     if model == "pretrained":
         return _download()
-    folder = REPOSITORY / "data" / "lab" if model == "lab" else Path(model)
+    folder = LAB_VOICE if model == "lab" else Path(model)
     if folder.is_dir():
         return folder
     if model == "lab":
