@@ -21,10 +21,10 @@ $(READY): pyproject.toml constraints.txt
 	@rm -f $(READY)
 	@if command -v uv >/dev/null; then \
 	    uv venv --quiet --allow-existing --python $(PYTHON) .venv && \
-	    uv pip install --python $(BIN)/python -c constraints.txt -e '.[test]'; \
+	    uv pip install --python $(BIN)/python -c constraints.txt -e '.[streaming,notebooks,test]'; \
 	else \
 	    { $(PYTHON) -m venv .venv || { echo "No venv in $(PYTHON): apt install python3-venv, or install uv" >&2; exit 1; }; } && \
-	    $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[test]' | grep -v 'already satisfied'; \
+	    $(BIN)/python -m pip install --progress-bar off -c constraints.txt -e '.[streaming,notebooks,test]' | grep -v 'already satisfied'; \
 	    exit $${PIPESTATUS[0]}; \
 	fi
 	@touch $(READY)

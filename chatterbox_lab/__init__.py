@@ -3,6 +3,8 @@
 from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
+from .files import extras_named
+
 if TYPE_CHECKING:  # for editors; each is imported at its first use, because the stack below takes seconds
     from .engine.clock import StreamMetrics
     from .engine.patch import patch
@@ -60,7 +62,9 @@ _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "
 
 def __getattr__(name: str) -> Any:
     if name in _LAZY:
-        return getattr(import_module(f".{_LAZY[name]}", __name__), name)
+        with extras_named():
+            import_module(".released", __name__)  # says so where there is no Chatterbox
+            return getattr(import_module(f".{_LAZY[name]}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 from importlib import import_module
 from typing import NamedTuple
 
-from .study import command
+from .files import NotInstalledError, extras_named
 
 
 class Command(NamedTuple):
@@ -70,9 +70,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
         top.parse_args(arguments)  # --help, or an error
         return 0
     name = arguments[0]
-    module = import_module(f"chatterbox_lab.{COMMANDS[name].module}")
-    module.add_options(parsers[name])
-    return command.call(module.run, top.parse_args(arguments), parsers[name])
+    try:
+        with extras_named():
+            from .study import command  # needs a Chatterbox, which the list of commands does without
+
+            module = import_module(f"chatterbox_lab.{COMMANDS[name].module}")
+            module.add_options(parsers[name])
+    except NotInstalledError as missing:
+        parsers[name].error(str(missing))
+    return command.call(extras_named()(module.run), top.parse_args(arguments), parsers[name])
 
 
 if __name__ == "__main__":

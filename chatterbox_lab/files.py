@@ -1,4 +1,4 @@
-"""Paths in ``data/``, files that are written whole or not at all, one attribute changed and put back."""
+"""Paths in ``data/``, files that are written whole or not at all, one attribute changed and put back, extras."""
 
 from __future__ import annotations
 
@@ -13,6 +13,29 @@ DATA = _PACKED if _PACKED.is_dir() else REPOSITORY / "data"
 """What a wheel has of ``data/``, inside the package; all of it in a checkout."""
 LAB_VOICE = DATA / "lab"
 """The folder of the trained voice."""
+
+_NOTEBOOKS = """anywidget IPython ipywidgets jiwer joblib jupyterlab matplotlib onnxruntime pandas papermill
+pocketsphinx seaborn speechmos tabulate tqdm traitlets"""
+EXTRAS = dict.fromkeys(_NOTEBOOKS.split(), "notebooks") | {"wordfreq": "train"}
+"""Which extra of pyproject.toml brings what is not needed to speak, by the name that is imported."""
+
+
+class NotInstalledError(ModuleNotFoundError):
+    """A package that an extra brings is missing; the text says which, and how to install it."""
+
+
+@contextmanager
+def extras_named() -> Iterator[None]:
+    """Where a package of an extra is missing, raises `NotInstalledError`, which names the extra."""
+    try:
+        yield
+    except ModuleNotFoundError as error:
+        missing = (error.name or "").split(".")[0]
+        if isinstance(error, NotInstalledError) or missing not in EXTRAS:
+            raise
+        extra = f'pip install "chatterbox-lab[{EXTRAS[missing]}]"'
+        text = f"{missing} is not installed; what needs it comes with the extra {EXTRAS[missing]!r}: {extra}"
+        raise NotInstalledError(text, name=missing) from None
 
 
 @contextmanager
