@@ -151,6 +151,11 @@ def compared(times: pd.DataFrame, below: Mapping[str, str], spread: tuple[float,
     )
 
 
+def apart(board: pd.DataFrame, other: pd.DataFrame) -> float:
+    """By what share the gains over the released code differ at most, rung by rung, between two machines' ladders."""
+    return float((other["to stock"] / board["to stock"] - 1).abs().max())
+
+
 def late_over_early(times: pd.DataFrame, early: int, late: int, around: int) -> pd.Series:
     """Does what comes later cost more? The medians of each column near the index ``late`` over those near ``early``.
 

@@ -137,6 +137,14 @@ def recorded(kind: str, leave_out: Sequence[str] = ()) -> pd.DataFrame:
     return table
 
 
+def one_of_each_kind(machines: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataFrame]:
+    """The first record of each kind of device, for figures that have no room for more; ``machines`` are by name."""
+    first = {}
+    for name, table in machines.items():
+        first.setdefault(table["device"].iloc[0], name)
+    return {name: machines[name] for name in first.values()}
+
+
 def described(facts: Mapping[str, Any]) -> str:
     """A machine and what ran on it in one line, from the columns that a record carries."""
     parts = [in_words(facts), *(facts[name] for name in ("model", "dtype") if name in facts)]

@@ -96,9 +96,9 @@ def test_heat_map_shows_milliseconds_by_layer_and_mode(costs: pd.DataFrame) -> N
 
 
 def test_bars_stack_the_parts_of_a_step(costs: pd.DataFrame) -> None:
-    drawn = figures.step_parts(costs, 64)
+    drawn = figures.step_parts({"here": costs}, 64)
     for ax, phase in zip(drawn.axes, layers.PHASES, strict=True):
-        assert phase in ax.get_title(loc="left")
+        assert ax.get_title(loc="left") == f"{phase} at length 64\nhere"
         assert ax.get_xlabel() == "ms per step"
         assert len(ax.patches) == 2 * len(figures.PART_COLORS)
         assert max(patch.get_x() + patch.get_width() for patch in ax.patches) == pytest.approx(5.0)
@@ -112,12 +112,16 @@ def test_the_ladder_shows_times_limits_and_gains() -> None:
     board = pd.DataFrame(
         {"ms/token": [300.0, 150.0, 30.0], "limit (ms)": [60.0, 60.0, 15.0], "to stock": [1.0, 2.0, 10.0]}, index=RUNGS
     )
-    drawn = figures.t3_rungs(board)
-    (ax,) = drawn.axes
+    drawn = figures.t3_rungs({"a CPU": board, "a GPU": board.assign(**{"ms/token": board["ms/token"] / 10})})
+    ax, fast = drawn.axes
     assert [patch.get_width() for patch in ax.patches] == [300.0, 150.0, 30.0]
     assert [label.get_text() for label in ax.get_yticklabels()] == RUNGS
     assert {text.get_text() for text in ax.texts} == {"300 ms, 1x", "150 ms, 2x", "30 ms, 10x"}
     assert [line.get_xdata()[0] for line in ax.lines[:3]] == [60.0, 60.0, 15.0]
+    assert [panel.get_title(loc="left") for panel in drawn.axes] == ["a CPU", "a GPU"]
+    real_time = [sum(list(line.get_xdata()) == [40, 40] for line in panel.lines) for panel in drawn.axes]
+    assert real_time == [1, 0]  # where all rungs are faster, the line would only make the bars small
+    assert fast.get_xlim()[1] < 40
     assert ax.yaxis_inverted()
     plt.close(drawn)
 
@@ -134,9 +138,11 @@ def test_a_steps_parts_are_stacked_beside_the_limit() -> None:
 
 def test_token_times_are_drawn_from_zero_with_a_line_for_each_rung() -> None:
     times = pd.DataFrame({rung: [30.0 + number] * 40 for number, rung in enumerate(RUNGS)}, index=range(1, 321, 8))
-    drawn = figures.t3_token_times(times)
-    (ax,) = drawn.axes
+    drawn = figures.t3_token_times({"a CPU": 10 * times, "a GPU": times / 10})
+    slow, ax = drawn.axes
     assert ax.get_ylim()[0] == 0
+    assert [panel.get_title(loc="left") for panel in drawn.axes] == ["a CPU", "a GPU"]
+    assert [any(text.get_text() == "real time" for text in panel.texts) for panel in (slow, ax)] == [True, False]
     assert [text.get_text() for text in ax.get_legend().get_texts()] == RUNGS
     assert "ms per token" in ax.get_ylabel()
     plt.close(drawn)
@@ -209,12 +215,16 @@ def test_the_rungs_of_s3gen_are_drawn_as_they_are() -> None:
     shape = {"chunk size": [25] * 3 + [50] * 3, "context": [50] * 3 + [100] * 3, "rung": names * 2}
     costs = {"s/chunk": [20, 12, 2, 26, 14, 4.0], "RTF": [20, 12, 2, 13, 7, 2.0], "to stock": [1, 1.7, 10, 1, 1.9, 6.5]}
     board = pd.DataFrame(shape | costs | {"sound": ["same", "rounding", "other"] * 2}).set_index(list(shape))
-    ax = figures.s3gen_rungs(board.loc[50, 100], 50).axes[0]
+    quick = board.loc[50, 100].assign(**{"s/chunk": [0.26, 0.14, 0.04]})
+    figure = figures.s3gen_rungs({"a CPU": board.loc[50, 100], "a GPU": quick}, 50)
+    ax, fast = figure.axes
     assert [bar.get_width() for bar in ax.patches[:3]] == [26, 14, 4]
     assert [label.get_text() for label in ax.get_yticklabels()] == names
     assert ax.get_xlim()[1] > 26
     assert len({bar.get_hatch() for bar in ax.patches[:3]}) == 3  # what a listener could notice, without colour
-    before, after = figures.chunk_costs(board, ["stock", "each frame once"]).axes
+    assert [[line.get_xdata()[0] for line in panel.lines] for panel in (ax, fast)] == [[2], []]  # of speech a chunk
+    assert "real time (2 s of speech per chunk)" in [text.get_text() for text in figure.legends[0].get_texts()]
+    before, after = figures.chunk_costs({"a CPU": board}, ["stock", "each frame once"]).axes
     assert before.lines[0].get_ydata().tolist() == [20, 26]
     assert after.lines[1].get_ydata().tolist() == [2, 2]
     assert before.get_ylim()[0] == 0

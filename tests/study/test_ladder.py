@@ -128,3 +128,9 @@ def test_late_is_compared_with_early() -> None:
     times = pd.DataFrame({"flat": 5.0, "double": [5.0] * 50 + [10.0] * 50}, index=range(1, 801, 8))
     assert ladder.late_over_early(times, early=80, late=700, around=40).to_dict() == {"flat": 1.0, "double": 2.0}
     assert ladder.late_over_early(times, early=80, late=7000, around=40).isna().all()
+
+
+def test_two_ladders_are_as_far_apart_as_their_furthest_rung() -> None:
+    board = pd.DataFrame({"to stock": [1.0, 2.0, 4.0]}, index=["stock", "a", "b"])
+    other = pd.DataFrame({"to stock": [4.0, 1.0, 1.5]}, index=["b", "stock", "a"])
+    assert ladder.apart(board, other) == 0.25

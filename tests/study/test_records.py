@@ -142,6 +142,14 @@ def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
     assert set(kept["notebook"]) == {"00_test"}
 
 
+def test_one_machine_of_each_kind_is_the_first_of_it() -> None:
+    kinds = {"Zen": "cpu", "H100": "cuda", "Atom": "cpu", "H200": "cuda"}
+    tables = {name: pd.DataFrame({"device": [kind] * 2}) for name, kind in kinds.items()}
+    found = records.one_of_each_kind(tables)
+    assert list(found) == ["Zen", "H100"]
+    assert found["H100"] is tables["H100"]
+
+
 def test_records_of_one_kind_are_put_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(records, "REPOSITORY", tmp_path)
     (tmp_path / "data").mkdir()

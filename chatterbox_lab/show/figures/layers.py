@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import matplotlib.pyplot as plt
 import pandas as pd
 import seaborn as sns
@@ -67,21 +69,24 @@ def over_length(
     ax.xaxis.set_minor_locator(NullLocator())
 
 
-def step_parts(costs: pd.DataFrame, length: int) -> Figure:
-    """Milliseconds of a whole step by part, stacked, for each mode and phase.
+def step_parts(machines: Mapping[str, pd.DataFrame], length: int) -> Figure:
+    """Milliseconds of a whole step by part, stacked, for each mode and phase; two panels a machine.
 
     Args:
-        costs: from `study.layers.summary`, of one machine.
-        length: one of its sequence lengths.
+        machines: by name, from `study.layers.summary`.
+        length: one of their sequence lengths.
     """
-    whole = costs[(costs["layer"] < 0) & (costs["length"] == length)]
-    modes = [mode for mode in MODE_STYLES if mode in set(whole["mode"])]
-    figure, axes = plt.subplots(1, 2, figsize=(8.5, 3.2), sharey=True)
-    for ax, phase in zip(axes, ("prefill", "decode"), strict=True):
-        rows = whole[whole["phase"] == phase]
-        bars = 1e3 * rows.pivot_table(index="mode", columns="part", values="seconds").loc[modes, list(PART_COLORS)]
-        bars.plot.barh(stacked=True, ax=ax, color=PART_COLORS, legend=False, edgecolor="white", width=0.75)
-        ax.set(title=f"{phase} at length {length}", xlabel="ms per step", ylabel="analyzer")
-    axes[0].invert_yaxis()
-    legend_above(figure, axes[0])
+    size = (8.5, 2.4 * len(machines) + 0.8)
+    figure, axes = plt.subplots(len(machines), 2, figsize=size, sharey="row", squeeze=False)
+    for pair, (machine, costs) in zip(axes, machines.items(), strict=True):
+        whole = costs[(costs["layer"] < 0) & (costs["length"] == length)]
+        modes = [mode for mode in MODE_STYLES if mode in set(whole["mode"])]
+        for ax, phase in zip(pair, ("prefill", "decode"), strict=True):
+            rows = whole[whole["phase"] == phase]
+            bars = 1e3 * rows.pivot_table(index="mode", columns="part", values="seconds").loc[modes, list(PART_COLORS)]
+            bars.plot.barh(stacked=True, ax=ax, color=PART_COLORS, legend=False, edgecolor="white", width=0.75)
+            ax.set(xlabel="ms per step", ylabel="analyzer")
+            ax.set_title(f"{phase} at length {length}\n{machine}", fontsize=8)
+        pair[0].invert_yaxis()
+    legend_above(figure, axes[0, 0])
     return figure
