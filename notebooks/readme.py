@@ -10,24 +10,26 @@ import pandas as pd
 
 from chatterbox_lab.files import REPOSITORY, written_whole
 from chatterbox_lab.show import figures
-from chatterbox_lab.study import s3gen_ladder, streams, t3_ladder
+from chatterbox_lab.study import ladder, s3gen_ladder, streams, t3_ladder
 from chatterbox_lab.study.machine import in_words
-from chatterbox_lab.study.records import load_results, recorded
+from chatterbox_lab.study.records import load_results, one_of_each_kind, recorded
 
 README = REPOSITORY / "README.md"
 ENGINE = REPOSITORY / "chatterbox_lab" / "engine" / "README.md"
 FIGURE = "00_result"
 
 RESULTS = {
-    "The lab voice": ("bench_lab_cpu", (25, 50), "lab voice"),
-    "Chatterbox's own size (random weights)": ("streams_random_cpu", (50, 100), "full size"),
+    "The lab voice": ("bench_lab_cpu", (25, 50)),
+    "Chatterbox's size, CPU": ("streams_random_cpu", (50, 100)),
+    "Chatterbox's size, GPU": ("bench_random_h100", (25, 50)),
 }
-"""Title of each part of the result: the record in ``data/``, its chunk size and context window, its name in short."""
+"""Title of each part of the result: the record in ``data/``, its chunk size and context window."""
 STREAMS = {
     "upstream": ("upstream", "released"),
     "ours, off, static": ("ours, exact", "same"),
     "ours, off, static, fast": ("ours, fast", "other"),
     "ours, off, static-int8, fast": ("ours, fast, int8", "other"),
+    "ours, off, graph": ("ours, exact, graph", "same"),
 }
 """The variants that the result shows where a record has them: what it calls them, and how they sound."""
 
@@ -35,7 +37,7 @@ STREAMS = {
 def boards() -> dict[str, pd.DataFrame]:
     """RTF, first chunk, gain and sound of the streams in ``STREAMS``, for each part of the result."""
     tables = {}
-    for title, (name, shape, _) in RESULTS.items():
+    for title, (name, shape) in RESULTS.items():
         board = streams.by_shape(load_results(name)).loc[shape]
         shown = board.loc[[variant for variant in STREAMS if variant in board.index]]
         shown = shown.assign(
@@ -48,25 +50,18 @@ def boards() -> dict[str, pd.DataFrame]:
 
 def result_table() -> str:
     """Upstream's stream and ours, in Markdown, with what they were measured on."""
-    parts = boards()
-    table = pd.concat(parts, names=["model", "stream"]).drop(columns="sound").reset_index()
+    table = pd.concat(boards(), names=["model", "stream"]).drop(columns="sound").reset_index()
     table["model"] = table["model"].mask(table["model"].duplicated(), "")
-    shorts = [short for *_, short in RESULTS.values()]
-    late = [short for short, board in zip(shorts, parts.values(), strict=True) if board["RTF"].min() > 1]
-    told = "".join(f" {short.capitalize()}: no stream here keeps up with playback (RTF above 1)." for short in late)
-    return f"{_markdown(table)}\n\n{_measured_on()}{told}"
+    return f"{_markdown(table)}\n\n{_measured_on()}"
 
 
 def _measured_on() -> str:
-    runs = {short: load_results(name) for name, _, short in RESULTS.values()}
-    rounds = {short: table[table["state"] == "warm"]["round"].nunique() for short, table in runs.items()}
-    first = [table.iloc[0] for table in runs.values()]
+    runs = [load_results(name) for name, _ in RESULTS.values()]
+    rounds = "/".join(str(table[table["state"] == "warm"]["round"].nunique()) for table in runs)
+    first = [table.iloc[0] for table in runs]
     seconds = "/".join(dict.fromkeys(f"{row['total_audio_duration']:.0f}" for row in first))
     machines = dict.fromkeys(f"{in_words(row)}, torch {row['torch']}" for row in first)
-    counts = " and ".join(
-        f"{count}{' rounds' * (number == 0)} ({short})" for number, (short, count) in enumerate(rounds.items())
-    )
-    return f"{seconds} s of speech a stream; medians of {counts}, streams in turn; {' / '.join(machines)}."
+    return f"{seconds} s of speech a stream; medians of {rounds} rounds, streams in turn; {' / '.join(machines)}."
 
 
 def _markdown(table: pd.DataFrame) -> str:
@@ -79,23 +74,41 @@ def full_size(kind: str, leave_out: tuple[str, ...] = ()) -> pd.DataFrame:
 
 
 def t3_table() -> str:
-    """T3's decoding rung by rung, for every machine that it was recorded on."""
+    """T3's decoding rung by rung, for one machine of each kind; how far the others' gains are from it, in words."""
     columns = ["ms/token", "to stock", "limit (ms)", "prefill (s)", "same tokens"]
-    records = full_size("ladder", leave_out=("dtype",)).groupby("record", sort=False)
-    return _by_machine({name: t3_ladder.summary(rows)[columns] for name, rows in records})
+    records = dict(list(full_size("ladder", leave_out=("dtype",)).groupby("record", sort=False)))
+    return _by_machine(records, {name: t3_ladder.summary(rows)[columns] for name, rows in records.items()})
 
 
 def s3gen_table() -> str:
-    """S3Gen rung by rung at chunks of 50, for every machine that it was recorded on."""
+    """S3Gen rung by rung at chunks of 50, as `t3_table`."""
     columns = ["s/chunk", "RTF", "to stock", "mel (dB)", "sound"]
-    records = full_size("prices").groupby("record", sort=False)
-    return _by_machine({name: s3gen_ladder.summary(rows).loc[50, 100][columns] for name, rows in records})
-
-
-def _by_machine(tables: dict[str, pd.DataFrame]) -> str:
-    return "\n\n".join(
-        f"{name}:\n\n{_markdown(table.rename_axis('rung').reset_index())}" for name, table in tables.items()
+    records = dict(list(full_size("prices").groupby("record", sort=False)))
+    return _by_machine(
+        records, {name: s3gen_ladder.summary(rows).loc[50, 100][columns] for name, rows in records.items()}
     )
+
+
+def _by_machine(records: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame]) -> str:
+    kinds = {name: rows["device"].iloc[0] for name, rows in records.items()}
+    parts = []
+    for name in one_of_each_kind(records):
+        parts.append(f"{name}:\n\n{_markdown(tables[name].rename_axis('rung').reset_index())}")
+        parts += [
+            _beside(other, tables[other], tables[name])
+            for other in records
+            if kinds[other] == kinds[name] and other != name
+        ]
+    return "\n\n".join(parts)
+
+
+def _beside(name: str, table: pd.DataFrame, shown: pd.DataFrame) -> str:
+    """How far a ladder is from one that is shown, in words."""
+    told = f"{name}: every `to stock` within {ladder.apart(shown, table):.0%} of these"
+    if "same tokens" in table:
+        other = table["same tokens"][table["same tokens"] != shown["same tokens"]]
+        told += "".join(f"; {rung}: {same} tokens the same" for rung, same in other.items())
+    return f"{told}."
 
 
 END = "<!-- end -->"

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pandas as pd
 import pytest
 import readme
 from matplotlib import pyplot as plt
@@ -154,6 +155,25 @@ def test_every_record_has_a_line_in_the_table_of_records() -> None:
 @pytest.mark.parametrize("path", readme.TABLES, ids=place)
 def test_the_tables_of_a_readme_are_the_recorded_ones(path: Path) -> None:
     assert readme.filled(path) == path.read_text()
+
+
+@pytest.mark.parametrize(("kind", "made"), [("ladder", readme.t3_table), ("prices", readme.s3gen_table)])
+def test_one_machine_of_each_kind_has_a_table_and_the_others_a_line(kind: str, made: Any) -> None:
+    rows = readme.full_size(kind, leave_out=["dtype"] if kind == "ladder" else [])
+    records = rows.groupby("record", sort=False)["device"].first()
+    told = made()
+    assert told.count("| stock ") == records.nunique()
+    for name in records.index[records.duplicated()]:
+        assert f"{name}: every `to stock` within " in told
+    assert all(name in told for name in records.index)
+
+
+def test_what_a_second_machine_says_otherwise_is_told() -> None:
+    shown = pd.DataFrame({"to stock": [1.0, 2.0], "same tokens": ["9 of 9", "9 of 9"]}, index=["stock", "graph"])
+    other = shown.assign(**{"to stock": [1.0, 2.2], "same tokens": ["9 of 9", "7 of 9"]})
+    assert readme._beside("GPU", other, shown) == (
+        "GPU: every `to stock` within 10% of these; graph: 7 of 9 tokens the same."
+    )
 
 
 def test_the_lab_voices_card_is_what_its_training_writes(tmp_path: Path) -> None:
