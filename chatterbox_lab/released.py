@@ -70,7 +70,8 @@ def _owner(package: Path) -> Release:
         names = sorted({owner.distribution for owner in owners})
         raise RuntimeError(
             f"{' and '.join(map(str, owners))} share the folder {package}, where one has overwritten files of the "
-            f"other. To repair: pip uninstall -y {' '.join(names)}, then pip install the one that is wanted"
+            f"other. To repair: pip uninstall -y {' '.join(names)} (where pip's --target made {package.parent.name!r}: "
+            f"delete it), then pip install the one that is wanted"
         )
     return owners[0]
 
