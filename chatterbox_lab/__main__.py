@@ -41,6 +41,9 @@ COMMANDS = {
     "releases": Command(
         "study.releases", "what other releases of transformers do (downloads them)", "--cache build/releases"
     ),
+    "living": Command(
+        "study.living", "today's releases of Chatterbox, stock against ours (downloads them)", "--model tiny"
+    ),
     "measure": Command(
         "training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"
     ),

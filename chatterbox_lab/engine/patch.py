@@ -10,16 +10,18 @@ from functools import wraps
 from typing import Any
 
 import torch
-from chatterbox.tts import ChatterboxTTS, punc_norm
+from chatterbox.tts import ChatterboxTTS
 
 from .. import recordings
 from .clock import Chunks, Measured, StageClock, StreamMetrics
-from .request import Request, check_model, checked, voice_of
+from .request import Request, checked, voice_of
 from .settings import StreamSettings
 from .stream import chunks, generate_stream, said, spoken
+from .variants import punctuated, released, variant_of
 
 Method = Callable[..., Any]
 _OURS = {name: it for name, it in inspect.signature(generate_stream).parameters.items() if it.kind is it.KEYWORD_ONLY}
+_OF_A_STREAM = ("chunk_size", "context_window", "fade_duration")
 
 
 class Patch(ExitStack):
@@ -32,9 +34,13 @@ class Patch(ExitStack):
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
         super().__init__()
         self.tts, self.settings, kind = tts, settings, type(tts)
-        own = {"generate_stream": self._generate_stream, "generate": self._generate}
-        methods = {name: _like_upstreams(getattr(kind, name), method, _OURS) for name, method in own.items()}
-        if _parameters(kind.prepare_conditionals) == _parameters(ChatterboxTTS.prepare_conditionals):
+        methods = {"generate": _like_upstreams(kind.generate, self._generate, _OURS)}
+        if hasattr(kind, "generate_stream"):
+            methods["generate_stream"] = _like_upstreams(kind.generate_stream, self._generate_stream, _OURS)
+        else:  # a release that does not stream: what its own generate takes, and what a stream is made by
+            methods["generate_stream"] = _like_upstreams(kind.generate, self._generate_stream, _stream_of(settings))
+            methods["generate_stream"].__name__ = "generate_stream"
+        if _parameters(kind.prepare_conditionals) == _parameters(released(tts).prepare_conditionals):
             methods["prepare_conditionals"] = _like_upstreams(kind.prepare_conditionals, prepare_conditionals, {})
         for method in methods.values():
             method.patch = self
@@ -69,7 +75,9 @@ class Patch(ExitStack):
         """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
         recording = recordings.asked(tts, audio_prompt_path)
         if isinstance(text, str) and not text.strip():
-            text = punc_norm(text)  # upstream's stock sentence for no text, a full stop for spaces
+            text = punctuated(tts, text)  # upstream's stock sentence for no text, a full stop for spaces
+        if "language_id" in wanted:
+            wanted["language"] = wanted.pop("language_id") or ""
         return checked(tts, text, self.settings, voiced=recording is None, **wanted), recording
 
 
@@ -95,23 +103,26 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
 def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
     """Puts this package behind a model's own methods, with upstream's signatures.
 
-    ``generate_stream`` and ``generate`` take three keywords more: ``seed``, ``max_new_tokens`` and ``stop``, as
-    `stream.generate_stream` has them. ``prepare_conditionals`` and ``audio_prompt_path`` take what `recordings.read`
-    reads; the same recording is prepared once. ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until
-    its ``.undo()``.
+    A release whose models do not stream gets ``generate_stream`` beside its ``generate``, with the same arguments and
+    ``chunk_size``, ``context_window`` and ``fade_duration``. Both take three keywords more: ``seed``,
+    ``max_new_tokens`` and ``stop``, as `stream.generate_stream` has them. ``prepare_conditionals`` and
+    ``audio_prompt_path`` take what `recordings.read` reads; the same recording is prepared once.
+    ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until its ``.undo()``.
 
     Args:
-        tts: any upstream ``ChatterboxTTS`` that is not patched yet.
+        tts: a Chatterbox that is not patched yet: of chatterbox-streaming, English or Multilingual of chatterbox-tts
+            or chatterbox-light, or of a class derived from these.
         **overrides: fields of `StreamSettings` that upstream's signature does not have, such as ``analyzer="probe"``.
 
     Raises:
         TypeError: a model that is no Chatterbox that this package runs; nothing of it has been touched then.
         ValueError: an unknown field, a value that is not allowed, a field that belongs to the call, a second patch.
     """
-    check_model(tts)
-    if hasattr(tts.generate_stream, "patch"):
+    variant_of(tts)
+    own = getattr(type(tts), "generate_stream", type(tts).generate)
+    if hasattr(own, "patch"):
         raise ValueError("tts: already patched; call undo() on that patch first")
-    for name in overrides.keys() & (inspect.signature(type(tts).generate_stream).parameters.keys() | _OURS.keys()):
+    for name in overrides.keys() & (inspect.signature(own).parameters.keys() | _OURS.keys()):
         raise ValueError(f"{name}={overrides[name]!r}: belongs to generate_stream's own arguments, pass it there")
     return Patch(tts, StreamSettings().replace(**overrides))
 
@@ -134,6 +145,12 @@ def _like_upstreams(
 
     method.__signature__ = signature
     return method
+
+
+def _stream_of(settings: StreamSettings) -> dict[str, inspect.Parameter]:
+    defaults = {name: getattr(settings, name) for name in _OF_A_STREAM} | {"print_metrics": False}
+    kind = inspect.Parameter.KEYWORD_ONLY
+    return {name: inspect.Parameter(name, kind, default=value) for name, value in defaults.items()} | _OURS
 
 
 def _reported(stream: Measured) -> Measured:

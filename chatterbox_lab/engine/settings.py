@@ -10,6 +10,7 @@ from typing import Any
 
 from .schedule import SCHEDULES, TOKEN_SECONDS, UNMEASURED, Costs
 from .t3.backends import ANALYZERS, AUTO, BACKENDS
+from .t3.rules import Rules
 
 WEIGHTS = ("loaded", "int8")
 FLOWS = ("window", "cached")
@@ -22,6 +23,8 @@ _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
 _MOST = 100.0  # far beyond any use; keeps logits within the range of every dtype
 _COLDEST = 1e-3  # below it logits over temperature leave the range of float16
 _FLAGS = ("guard", "overlap", "ignore_eos")
+_SHARES = {"top_p": (0.0, 1.0), "min_p": (0.0, 1.0), "repetition_penalty": (0.01, _MOST)}
+"""Least and most of what may be None."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +43,7 @@ class StreamSettings:
             ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
             ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
         guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
+            None is as the model's release does: Multilingual of chatterbox-tts is guarded (read as ``"probe"``).
         backend: what runs T3. ``"hf"``: the transformers model, with a cache that grows. ``"static"``: the same weights
             by plain operations, with a cache that is there from the start. ``"compile"``: these compiled by PyTorch,
             which takes half a minute once. ``"graph"``: these captured as CUDA graphs. All but the first take the
@@ -65,6 +69,13 @@ class StreamSettings:
             share (other rounding, as with any other number of threads).
         ignore_eos: never samples the stop token, so that ``max_new_tokens`` fixes the length (for measurements); the
             guard then looks on without acting.
+        repetition_penalty: what the logits of tokens said before are divided by (multiplied, below 0), 0.01 to 100.
+        top_p: of the likeliest tokens, those are sampled whose probabilities add up to this, 0 to 1 (all).
+        min_p: tokens less likely than this share of the likeliest are not sampled, 0 (all) to 1.
+        top_k: only so many of the likeliest tokens are sampled; 0 is all.
+            These four are None as in the model's release (`variants`).
+        language: a code such as ``"fr"``, for models that speak several; ``""`` is none in particular.
+        rules: thresholds of the guard; None is as in the model's release.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -77,7 +88,7 @@ class StreamSettings:
     exaggeration: float = 0.5
     fade_duration: float = 0.02
     analyzer: str = "off"
-    guard: bool = False
+    guard: bool | None = None
     backend: str = AUTO
     weights: str = "loaded"
     schedule: str = "fixed"
@@ -89,6 +100,12 @@ class StreamSettings:
     prompt_tokens: int = 250
     overlap: bool = False
     ignore_eos: bool = False
+    repetition_penalty: float | None = None
+    top_p: float | None = None
+    min_p: float | None = None
+    top_k: int | None = None
+    language: str | None = None
+    rules: Rules | None = None
 
     def __post_init__(self) -> None:
         for name, least in _COUNTS.items():
@@ -101,8 +118,9 @@ class StreamSettings:
             if getattr(self, name) not in allowed:
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be one of {_words(allowed)}")
         for name in _FLAGS:
-            if not isinstance(getattr(self, name), bool):
+            if not isinstance(getattr(self, name), bool) and (name, self.guard) != ("guard", None):
                 raise ValueError(f"{name}={getattr(self, name)!r}: must be True or False")
+        self._check_sampling()
         self._check_backend()
         if not isinstance(self.costs, Costs):
             raise ValueError(f"costs={self.costs!r}: must be a Costs, such as costs.calibrate measures")
@@ -110,6 +128,17 @@ class StreamSettings:
             raise ValueError(f"max_chunk_size={self.max_chunk_size!r}: must be at least chunk_size={self.chunk_size}")
         if self.guard and self.analyzer == "off":
             raise ValueError("guard=True with analyzer='off': the guard acts on alignment, choose 'probe' to read it")
+
+    def _check_sampling(self) -> None:
+        for name, (least, most) in _SHARES.items():
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, _amount(name, getattr(self, name), least, most))
+        if self.top_k is not None:
+            object.__setattr__(self, "top_k", whole_number("top_k", self.top_k, 0))
+        if not isinstance(self.language, (str, type(None))):
+            raise ValueError(f"language={self.language!r}: must be a code such as 'en', or None")
+        if not isinstance(self.rules, (Rules, type(None))):
+            raise ValueError(f"rules={self.rules!r}: must be a Rules, or None for the release's own")
 
     def _check_backend(self) -> None:
         rows = list(BACKENDS.values()) if self.backend == AUTO else [BACKENDS[self.backend]]
@@ -167,13 +196,13 @@ def _words(names: Iterable[str]) -> str:
     return ", ".join(map(repr, names))
 
 
-def _amount(name: str, value: Any) -> float:
+def _amount(name: str, value: Any, least: float = 0.0, most: float = _MOST) -> float:
     try:
         number = float(value)
     except (TypeError, ValueError):
         number = math.nan
-    if isinstance(value, (bool, str)) or not 0 <= number <= _MOST:  # nan is outside, too
-        raise ValueError(f"{name}={value!r}: must be a number from 0 to {_MOST:g}")
+    if isinstance(value, (bool, str)) or not least <= number <= most:  # nan is outside, too
+        raise ValueError(f"{name}={value!r}: must be a number from {least:g} to {most:g}")
     return number
 
 

@@ -166,6 +166,8 @@ def watermark(tts: ChatterboxTTS, audio: torch.Tensor) -> torch.Tensor:
     samples = audio.shape[1]
     if samples == 0:
         return audio
+    if not hasattr(tts, "watermarker"):  # chatterbox-light has none
+        return audio
     padded = F.pad(audio, (0, -samples % _WATERMARK_BLOCK))
     with torch.inference_mode():  # PerTh's weights ask for gradients, and its graph would stay in memory
         marked = tts.watermarker.apply_watermark(padded[0].numpy(), sample_rate=tts.sr)

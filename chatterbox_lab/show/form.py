@@ -13,7 +13,7 @@ import ipywidgets as widgets
 from ..engine.schedule import SCHEDULES
 from ..engine.settings import FLOW_DTYPES, FLOWS, WEIGHTS, StreamSettings
 from ..engine.t3.backends import ANALYZERS, AUTO, BACKENDS
-from ..files import REPOSITORY
+from ..files import LAB_VOICE
 from ..voices.load import MODELS
 
 GIVEN = "as given"
@@ -90,7 +90,7 @@ class Form(widgets.HBox):
             widgets.VBox([self._made(field) for field in column], layout=_COLUMN) for column in (SPEECH, STREAMING)
         ]
         super().__init__(columns, layout=widgets.Layout(flex_flow="row wrap", grid_gap="0 16px"))
-        names = [name for name in MODELS if name != "lab" or (REPOSITORY / "data" / "lab").is_dir()]
+        names = [name for name in MODELS if name != "lab" or LAB_VOICE.is_dir()]
         self.controls["model"].options = [*([GIVEN] if model == GIVEN else []), *names]
         self.controls["model"].value = model
         for control in self.controls.values():

@@ -11,9 +11,9 @@ from chatterbox.tts import ChatterboxTTS
 from ..engine.clock import Measured
 from ..engine.settings import StreamSettings
 from ..engine.stream import generate_stream
-from ..files import REPOSITORY
+from ..files import DATA
 
-PROMPTS: dict[str, str] = json.loads((REPOSITORY / "data" / "prompts.json").read_text(encoding="utf-8"))
+PROMPTS: dict[str, str] = json.loads((DATA / "prompts.json").read_text(encoding="utf-8"))
 """Texts of three lengths, by name."""
 TOKENS_PER_CHARACTER = 25 / 15
 """Speech tokens a character, at 15 characters a second: the length to ask for, as random weights never stop."""

@@ -31,7 +31,7 @@ import subprocess
 import sys
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -111,7 +111,7 @@ def run(options: argparse.Namespace) -> int:
 def record(version: str, cache: Path) -> dict[str, Any]:
     """One release's row; a failure becomes its ``error``."""
     try:
-        folder = installed(version, cache)
+        folder = installed(version, (f"transformers=={version}", *RELEASES[version]), cache)
         path = os.pathsep.join([str(folder.resolve()), str(REPOSITORY)])
         environment = dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
         output = _said("probing", [sys.executable, "-m", "chatterbox_lab", "releases", "--probe"], environment)
@@ -123,14 +123,13 @@ def record(version: str, cache: Path) -> dict[str, Any]:
         return {"transformers": version, "error": str(error)}
 
 
-def installed(version: str, cache: Path) -> Path:
-    """The folder in ``cache`` that holds the release, filled if it is not there yet."""
-    folder = cache / version
+def installed(name: str, packages: Sequence[str], cache: Path) -> Path:
+    """The folder of this name in ``cache`` that holds the packages alone, filled if it is not there yet."""
+    folder = cache / name
     if not folder.is_dir():
-        part = cache / f"{version}.part"  # so that an interrupted installation is not taken for a whole one
+        part = cache / f"{name}.part"  # so that an interrupted installation is not taken for a whole one
         shutil.rmtree(part, ignore_errors=True)
         part.mkdir(parents=True)
-        packages = [f"transformers=={version}", *RELEASES[version]]
         try:
             _said("installing", [*_installer(), "--quiet", "--no-deps", "--target", str(part), *packages])
             part.replace(folder)

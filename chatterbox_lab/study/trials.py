@@ -22,7 +22,7 @@ from tqdm import tqdm
 from ..engine.request import encode_text
 from ..engine.settings import ADAPTIVE, BASELINE, FAST, StreamSettings, whole_number
 from ..engine.stream import render, renderer_of, speech_tokens
-from ..files import REPOSITORY, attribute
+from ..files import DATA, attribute
 from ..voices.load import load, pick_device
 from . import command
 from .hearing import joins, opinion_scores, repeats, silent_end, transcribe, word_errors
@@ -30,9 +30,9 @@ from .machine import machine_facts
 from .records import Record
 from .upstream import upstream_tokens
 
-HELD_OUT = REPOSITORY / "data" / "heldout.txt"
+HELD_OUT = DATA / "heldout.txt"
 """Everyday sentences that the lab voice was not trained on."""
-PROVOKING = REPOSITORY / "data" / "provoking.txt"
+PROVOKING = DATA / "provoking.txt"
 """Prompts that tempt a decoder to repeat itself, stop early or never stop."""
 MATTERS_WER, MATTERS_MOS = 0.02, 0.1
 """Changes below these, 2 points of word error rate and 0.1 of a mean opinion score, count as none."""

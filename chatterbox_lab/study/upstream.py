@@ -107,7 +107,7 @@ def _for_t3(tts: ChatterboxTTS, request: Request) -> dict[str, Any]:
     """What T3's own generators are given."""
     return _sampling(request) | {
         "t3_cond": tts.conds.t3,
-        "text_tokens": request.text_tokens,
+        "text_tokens": request.text_tokens[:1].repeat(2, 1),  # also without guidance
         "max_new_tokens": request.max_new_tokens,
     }
 

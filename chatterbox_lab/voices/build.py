@@ -1,7 +1,4 @@
-"""Chatterbox's own classes in the sizes of a `ModelConfig`.
-
-What is particular to the chatterbox-streaming release lives here.
-"""
+"""Chatterbox's own classes in the sizes of a `ModelConfig`."""
 
 from __future__ import annotations
 
@@ -34,32 +31,16 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from chatterbox.models.t3.modules.cond_enc import T3Cond
 from chatterbox.models.t3.modules.perceiver import Perceiver
 from chatterbox.models.t3.modules.t3_config import T3Config
-from chatterbox.models.tokenizers import EnTokenizer
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.models.voice_encoder.config import VoiceEncConfig
-from chatterbox.tts import ChatterboxTTS, Conditionals
 from s3tokenizer.model_v2 import AudioEncoderV2, FSQVectorQuantization
 
-from .. import recordings
 from ..files import attribute
 from .config import ModelConfig
 from .head import FlowCodesHead
+from .kinds import KINDS, Kind, LabTTS, class_of, tokenizer_of
 
 PROMPT_TOKENS = 250  # the ten-second voice prompt that S3Gen takes: ChatterboxTTS.DEC_COND_LEN at 25 Hz
-
-
-class LabTTS(ChatterboxTTS):
-    """Upstream's class; it takes the voice of a recording once, and refuses one that cannot be used."""
-
-    config = ModelConfig()
-
-    def prepare_conditionals(self, wav_fpath: Any, exaggeration: float = 0.5) -> None:
-        """Takes the voice of a recording (`recordings.read` says which).
-
-        Raises ValueError where the model cannot clone or the recording cannot be used.
-        """
-        recordings.check_clones(self)
-        self.conds = recordings.prepared(self, recordings.read(wav_fpath), exaggeration)
 
 
 class NoWatermark:
@@ -70,16 +51,17 @@ class NoWatermark:
         return signal
 
 
-def assemble(config: ModelConfig, tokenizer: Path | None, watermark: bool) -> LabTTS:
+def assemble(config: ModelConfig, tokenizer: Path | None, watermark: bool, variant: str = "english") -> LabTTS:
     """A model of these sizes on the CPU, weights as PyTorch draws them; None is a tokenizer of single letters."""
+    own, perth = class_of(variant), getattr(tts_module, "perth", None)
     t3 = _t3(config)
     voice_encoder = VoiceEncoder(_voice_encoder_config(config)) if config.clone else None
     with contextlib.redirect_stdout(None), contextlib.ExitStack() as stack:  # PerTh prints which weights it loaded
         # logging.info() itself, which upstream's flow calls, would set up the application's logging
         stack.enter_context(attribute(flow_module, "logging", logging.getLogger(flow_module.__name__)))
-        if not watermark:
-            stack.enter_context(attribute(tts_module.perth, "PerthImplicitWatermarker", NoWatermark))
-        tts = LabTTS(t3, SizedS3Gen(config), voice_encoder, _tokenizer(tokenizer), "cpu")
+        if not watermark and perth is not None:
+            stack.enter_context(attribute(perth, "PerthImplicitWatermarker", NoWatermark))
+        tts = own(t3, SizedS3Gen(config), voice_encoder, _tokenizer(tokenizer, own.kind), "cpu")
     tts.config = config
     return tts
 
@@ -115,6 +97,7 @@ class SizedS3Gen(S3Gen):
 
     def __init__(self, config: ModelConfig) -> None:
         torch.nn.Module.__init__(self)  # upstream's own __init__ builds the full size
+        self.meanflow = False
         self.mel_extractor = mel_spectrogram
         self.resamplers: dict[str, Any] = {}
         if config.clone:
@@ -182,18 +165,22 @@ def _voice_encoder_config(config: ModelConfig) -> VoiceEncConfig:
     return hp
 
 
-def _tokenizer(path: Path | None) -> EnTokenizer:
+def _tokenizer(path: Path | None, kind: Kind) -> Any:
     if path is not None:
-        return EnTokenizer(str(path))
-    with tempfile.TemporaryDirectory() as folder:  # EnTokenizer reads only files
-        file = f"{folder}/tokenizer.json"
-        letter_tokenizer().save(file)
-        return EnTokenizer(file)
+        return tokenizer_of(kind, path)
+    letters = letter_tokenizer()
+    if kind is KINDS["multilingual"]:
+        letters.add_special_tokens([f"[{code}]" for code in kind.home().SUPPORTED_LANGUAGES])
+    with tempfile.TemporaryDirectory() as folder:  # upstream's tokenizers read only files
+        file = Path(folder) / kind.tokenizer
+        letters.save(str(file))
+        return tokenizer_of(kind, file)
 
 
 def letter_tokenizer() -> tokenizers.Tokenizer:
     """One token a character (ASCII and Latin letters), with the released ids of [START] (255) and [STOP] (0)."""
-    special = {"[STOP]": T3Config.stop_text_token, "[UNK]": 1, "[SPACE]": 2, "[START]": T3Config.start_text_token}
+    hp = T3Config()
+    special = {"[STOP]": hp.stop_text_token, "[UNK]": 1, "[SPACE]": 2, "[START]": hp.start_text_token}
     characters = string.printable.strip() + "".join(map(chr, range(0xA1, 0x13F)))  # fills the ids 3 to 254
     letters = {character: 3 + i for i, character in enumerate(characters)}
     model = tokenizers.models.BPE(vocab=special | letters, merges=[], unk_token="[UNK]")
@@ -202,7 +189,7 @@ def letter_tokenizer() -> tokenizers.Tokenizer:
     return tokenizer
 
 
-def random_conditionals(hp: T3Config) -> Conditionals:
+def random_conditionals(hp: T3Config, kind: Kind = KINDS["english"]) -> Any:
     """Conditionals of the released shapes, so that full-size costs are the real ones."""
     codes = partial(torch.randint, 0, SPEECH_VOCAB_SIZE)
     t3 = T3Cond(
@@ -217,4 +204,4 @@ def random_conditionals(hp: T3Config) -> Conditionals:
         "prompt_feat_len": None,
         "embedding": torch.randn(1, 192),
     }
-    return Conditionals(t3, gen)
+    return kind.home().Conditionals(t3, gen)

@@ -53,10 +53,13 @@ class ModelConfig:
                 raise ValueError(f"{size}={getattr(self, size)}: must be a multiple of {part}")
 
     @classmethod
-    def read(cls, path: Path) -> ModelConfig:
-        """The sizes in a ``config.json``, Chatterbox's own where there is no such file. Raises ValueError."""
+    def read(cls, path: Path, otherwise: ModelConfig | None = None) -> ModelConfig:
+        """The sizes in a ``config.json``; where there is no such file the other ones, or Chatterbox's own.
+
+        Raises ValueError.
+        """
         if not path.exists():
-            return cls()
+            return otherwise or cls()
         try:
             values = json.loads(path.read_text())
         except json.JSONDecodeError as error:

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
 import torch
 from chatterbox.models.t3.modules.cond_enc import T3Cond
-from chatterbox.tts import Conditionals
 from safetensors.torch import load_file, save_file
 
 from ..files import written_whole
-from .build import LabTTS
-
-WEIGHTS = ("t3_cfg", "s3gen", "ve")
-
+from .kinds import LabTTS
 
 # Computed when the classes are built, so a checkpoint need not hold them (S3Tokenizer.ignore_state_dict_missing).
 _COMPUTED = ("_mel_filters", "window")
@@ -24,18 +21,19 @@ _COMPUTED = ("_mel_filters", "window")
 
 def fill(tts: LabTTS, folder: Path) -> None:
     """Loads weights and voice of a folder into a model of its sizes. Raises ValueError or FileNotFoundError."""
-    parts = {"t3_cfg": tts.t3, "s3gen": tts.s3gen} | ({"ve": tts.ve} if tts.config.clone else {})
-    for name, module in parts.items():
-        _load_weights(module, folder, name)
+    parts = {tts.kind.t3: tts.t3, ("s3gen",): tts.s3gen} | ({("ve",): tts.ve} if tts.config.clone else {})
+    for names, module in parts.items():
+        _load_weights(module, folder, names)
     if (folder / "conds.pt").exists():
-        tts.conds = _load_conds(folder / "conds.pt")
+        found = _read_conds(folder / "conds.pt")
+        tts.conds = tts.kind.home().Conditionals(T3Cond(**found["t3"]), found["gen"])
 
 
-def _load_weights(module: torch.nn.Module, folder: Path, name: str) -> None:
-    path = folder / f"{name}.safetensors"
-    if not path.exists():
-        path = folder / f"{name}.pt"
-        require(path, f"{name}.safetensors or {name}.pt")
+def _load_weights(module: torch.nn.Module, folder: Path, names: Sequence[str]) -> None:
+    paths = [folder / f"{name}{ending}" for name in names for ending in (".safetensors", ".pt")]
+    path = next((path for path in paths if path.exists()), paths[-1])
+    require(path, " or ".join(path.name for path in paths))
+    name = path.stem
     state = _read(path)
     if "model" in state:  # the released t3_cfg.pt wraps its weights
         state = state["model"][0]
@@ -53,13 +51,13 @@ def _read(path: Path) -> dict[str, Any]:
         raise ValueError(f"{path}: not readable as tensors ({type(error).__name__})") from error
 
 
-def _load_conds(path: Path) -> Conditionals:
+def _read_conds(path: Path) -> dict[str, Any]:
     found = _read(path)
     parts = {"t3": ("speaker_emb", "emotion_adv"), "gen": ("prompt_token", "prompt_feat", "embedding")}
     missing = [f"{part}.{key}" for part, keys in parts.items() for key in keys if key not in found.get(part, {})]
     if missing:
         raise ValueError(f"{path}: {_some('missing', missing)}")
-    return Conditionals(T3Cond(**found["t3"]), found["gen"])
+    return found
 
 
 def _check_keys(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], where: str) -> None:
@@ -94,12 +92,12 @@ def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
     """
     folder = Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
-    modules = zip(WEIGHTS, (tts.t3, tts.s3gen, tts.ve), strict=True)
+    modules = zip(tts.kind.weights, (tts.t3, tts.s3gen, tts.ve), strict=True)
     for name, module in modules:
         if module is not None:
             with written_whole(folder / f"{name}.safetensors") as part:
                 save_file(_weights(module, half), part)
-    with written_whole(folder / "tokenizer.json") as part:
+    with written_whole(folder / tts.kind.tokenizer) as part:
         tts.tokenizer.tokenizer.save(str(part), pretty=False)
     with written_whole(folder / "config.json") as part:
         part.write_text(json.dumps(asdict(tts.config), indent=1) + "\n")

@@ -6,6 +6,7 @@ import torch
 from chatterbox.models.s3tokenizer import SPEECH_VOCAB_SIZE
 from chatterbox.models.t3.modules.t3_config import T3Config
 
+_STOP = T3Config().stop_speech_token
 NEVER = -1.0e4  # a logit that no sampling reaches; finite, because CFG subtracts logits and inf - inf is nan
 
 
@@ -22,6 +23,6 @@ class FlowCodesHead(torch.nn.Linear):
 
     def reachable(self, logits: torch.Tensor) -> torch.Tensor:
         """The logits, changed in place."""
-        logits[..., T3Config.stop_speech_token + 1 :] = NEVER
-        logits[..., SPEECH_VOCAB_SIZE : T3Config.stop_speech_token] = NEVER
+        logits[..., _STOP + 1 :] = NEVER
+        logits[..., SPEECH_VOCAB_SIZE:_STOP] = NEVER
         return logits

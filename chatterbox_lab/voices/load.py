@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -13,7 +14,8 @@ from ..files import LAB_VOICE
 from ..host import building
 from .build import LabTTS, assemble, random_conditionals
 from .config import TINY, ModelConfig
-from .folder import WEIGHTS, fill, require
+from .folder import fill, require
+from .kinds import KINDS, Kind
 
 MODELS = ("lab", "tiny", "random", "pretrained")
 DTYPES = ("float32", "bfloat16", "float16")
@@ -25,17 +27,22 @@ _SIZES = {"tiny": TINY, "random": ModelConfig(trained=False)}
 def load(
     model: str | Path = "lab",
     *,
+    variant: str = "english",
     device: str = "auto",
     dtype: str | torch.dtype = "float32",
     seed: int = 0,
     watermark: bool = True,
 ) -> LabTTS:
-    """A voice, ready to speak: an upstream ``ChatterboxTTS``.
+    """A voice, ready to speak: an upstream ``ChatterboxTTS`` or ``ChatterboxMultilingualTTS``.
 
     Args:
         model: ``"lab"`` (the trained voice in ``data/lab``: small, speaks English), ``"tiny"`` (small sizes, random
             weights), ``"random"`` (Chatterbox's sizes, random weights: real costs, no speech), ``"pretrained"``
             (ResembleAI/chatterbox from the Hugging Face hub or its cache), or the path of a voice folder.
+        variant: ``"english"``, or ``"multilingual"``, which chatterbox-streaming does not have. Files are named as
+            released (`kinds.KINDS`): ``t3_cfg``, ``s3gen``, ``ve``, ``tokenizer.json`` and ``conds.pt``, and
+            ``t3_mtl23ls_v2`` or ``_v3`` with ``grapheme_mtl_merged_expanded_v1.json`` for Multilingual; weights may be
+            safetensors or pt.
         device: ``"auto"`` is CUDA if there is one, else MPS, else the CPU; or any torch device.
         dtype: of T3's weights: float32, bfloat16 or float16. S3Gen stays in float32.
         seed: of random weights, and of the noise that the flow starts from.
@@ -46,24 +53,36 @@ def load(
         FileNotFoundError: a missing folder, file or network, with what was looked for and how to go on.
         ModuleNotFoundError: the watermark is wanted and its package, ``resemble-perth``, is missing or incomplete.
     """
-    if watermark and tts_module.perth.PerthImplicitWatermarker is None:
+    kind = _kind(variant, model)
+    perth = getattr(tts_module, "perth", None)  # chatterbox-light has no watermark
+    if watermark and perth is not None and perth.PerthImplicitWatermarker is None:
         missing = "watermark=True: resemble-perth is not installed, or without its parts"
         raise ModuleNotFoundError(f"{missing}; pip install resemble-perth, or load(..., watermark=False)")
     device, dtype = pick_device(device), _dtype(dtype)
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: must be a whole number, at least 0")
-    folder = None if isinstance(model, str) and model in _SIZES else _folder(model)
+    folder = None if isinstance(model, str) and model in _SIZES else _folder(model, kind)
     if folder is not None:
-        require(folder / "tokenizer.json")
-    config = _SIZES[model] if folder is None else ModelConfig.read(folder / "config.json")
+        require(folder / kind.tokenizer)
+    sizes = replace(ModelConfig() if folder is not None else _SIZES[model], text_vocab=kind.text_vocab)
+    config = sizes if folder is None else ModelConfig.read(folder / "config.json", sizes)
     with torch.random.fork_rng(devices=[]), building():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's generators as well
-        tts = assemble(config, None if folder is None else folder / "tokenizer.json", watermark)
+        tts = assemble(config, None if folder is None else folder / kind.tokenizer, watermark, variant)
         if folder is None:
-            tts.conds = random_conditionals(tts.t3.hp)
+            tts.conds = random_conditionals(tts.t3.hp, kind)
         else:
             fill(tts, folder)
         return place(tts, device, dtype)
+
+
+def _kind(variant: str, model: str | Path) -> Kind:
+    if variant not in KINDS:
+        raise ValueError(f"variant={variant!r}: must be one of {', '.join(map(repr, KINDS))}")
+    if model == "lab" and variant != "english":
+        raise ValueError(f"variant={variant!r}: the lab voice speaks English")
+    KINDS[variant].home()
+    return KINDS[variant]
 
 
 def pick_device(device: str) -> str:
@@ -88,11 +107,11 @@ def _dtype(dtype: str | torch.dtype) -> torch.dtype:
     return getattr(torch, name)
 
 
-def _folder(model: str | Path) -> Path:
+def _folder(model: str | Path, kind: Kind) -> Path:
     if not isinstance(model, (str, Path)) or not str(model).strip():
         raise ValueError(f"model={model!r}: must be one of {', '.join(MODELS)} or the path of a voice folder")
     if model == "pretrained":
-        return _download()
+        return _download(kind)
     folder = LAB_VOICE if model == "lab" else Path(model)
     if folder.is_dir():
         return folder
@@ -101,8 +120,8 @@ def _folder(model: str | Path) -> Path:
     raise FileNotFoundError(f"model={str(model)!r}: must be one of {', '.join(MODELS)} or an existing voice folder")
 
 
-def _download() -> Path:
-    patterns = [f"{name}.safetensors" for name in WEIGHTS] + ["tokenizer.json", "conds.pt"]
+def _download(kind: Kind) -> Path:
+    patterns = [*kind.files, kind.tokenizer, "conds.pt"]
     try:
         return Path(snapshot_download(REPO_ID, allow_patterns=patterns))
     except Exception as error:  # the hub raises many kinds: no network, no cache, no such revision

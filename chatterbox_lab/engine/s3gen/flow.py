@@ -39,6 +39,8 @@ class FlowPlan:
 
 UPSTREAM = FlowPlan()
 _KEPT = 2
+_NOISE = 50 * 300
+"""Frames of noise before it repeats, 300 s, as in the fork; later releases draw new noise with every call."""
 
 
 class Flow:
@@ -56,7 +58,7 @@ class Flow:
         device, dtype = s3gen.device, plan.dtype
         tokens = ref["prompt_token"].shape[1]
         kept_tokens = min(plan.prompt_tokens, tokens)
-        self.prompt_token = ref["prompt_token"].to(device)[:, tokens - kept_tokens :]
+        self.prompt_token = ref["prompt_token"].long().to(device)[:, tokens - kept_tokens :]  # official calls: floats
         mel = ref["prompt_feat"].to(device).mT
         self.prompt_mel = mel[:, :, max(0, mel.shape[2] - kept_tokens * FRAMES_PER_TOKEN) :]  # (1, 80, F)
         self.speaker = self.flow.spk_embed_affine_layer(F.normalize(ref["embedding"].to(device), dim=1))
@@ -101,6 +103,7 @@ class Flow:
     def _noise(self, prompt: int, frames: int, start: int) -> torch.Tensor:
         """The prompt's noise, then that of the absolute frames of the window; upstream's own for ``start`` 0."""
         noise = self.flow.decoder.rand_noise
+        noise = kept(self.flow, "noise", _drawn) if noise is None else noise
         first = prompt + start * FRAMES_PER_TOKEN
         index = torch.cat([torch.arange(prompt), torch.arange(first, first + frames)]) % noise.shape[2]
         return noise[:, :, index.to(noise.device)]
@@ -129,6 +132,10 @@ class Flow:
         for past in pasts:
             past.end_of_prompt()
         return pasts
+
+
+def _drawn() -> torch.Tensor:
+    return torch.randn(1, 80, _NOISE, generator=torch.Generator().manual_seed(0))
 
 
 @dataclass(eq=False)

@@ -1,7 +1,8 @@
 """What the alignment of speech to text says about a stream, from the attention rows it is given.
 
-The rules are those of chatterbox-streaming 0.1.2 (``alignment_stream_analyzer.py``), where they are present but
-never called. Sums are kept instead of the whole alignment matrix, so a step costs the same however long the stream.
+The rules are those of the analyzers of chatterbox-streaming 0.1.2, where they are present but never called, and of
+chatterbox-tts 0.1.7 (``alignment_stream_analyzer.py``); `rules` has their thresholds.
+Sums are kept instead of the whole alignment matrix, so a step costs the same however long the stream.
 """
 
 from __future__ import annotations
@@ -11,11 +12,11 @@ from typing import Literal
 
 import torch
 
+from .rules import FORK, Rules
+
 # Thresholds and spans of upstream's analyzer, which gives no source for them.
 _JUMP_BACK, _JUMP_AHEAD = -4, 7  # text tokens that the position may move by, both excluded
 _LAST_WORDS = 3  # text tokens that count as the end: the stop token itself is seldom attended to
-_LONG_TAIL = 10.0  # attention on one of the last text tokens after completion; 10 tokens are 400 ms
-_REPETITION = 5.0  # attention on earlier text after completion
 _STOP_LOGIT = 2.0**15  # outweighs any logit and fits every 16-bit float
 
 
@@ -29,6 +30,7 @@ class Alignment:
     discontinuity: bool
     long_tail: bool
     repetition: bool
+    equal_tokens: bool
     stop: Literal["force", "suppress"] | None
 
 
@@ -37,10 +39,12 @@ class AlignmentTracker:
 
     Args:
         text_tokens: length of the text in tokens, start and stop included.
+        rules: when to act.
     """
 
-    def __init__(self, text_tokens: int) -> None:
-        self.text_tokens = text_tokens
+    def __init__(self, text_tokens: int, rules: Rules = FORK) -> None:
+        self.text_tokens, self.rules = text_tokens, rules
+        self._last, self._equal = -1, 0  # the token said last, and how often in a row
         self.steps = 0
         self.position = 0
         self.started = self.complete = False
@@ -49,8 +53,8 @@ class AlignmentTracker:
         self._tail = torch.zeros(_LAST_WORDS)  # attention to the last text tokens since completion
         self._repeated = 0.0  # attention to earlier text since completion
 
-    def update(self, rows: torch.Tensor) -> Alignment:
-        """Takes the attention rows (n, text tokens) of one step and says what they mean.
+    def update(self, rows: torch.Tensor, token: int | None = None) -> Alignment:
+        """Takes the attention rows (n, text tokens) of one step, after a token was said, and says what they mean.
 
         The first step has two rows, because the start token is fed twice; every later one has one.
         """
@@ -63,10 +67,14 @@ class AlignmentTracker:
         self._notice_start(rows)
         self._notice_end(rows)
         self.steps += 1
-        long_tail = self.complete and float(self._tail.max()) >= _LONG_TAIL
-        repetition = self.complete and self._repeated > _REPETITION
-        stop = "force" if long_tail or repetition else "suppress" if attended < self._end else None
-        return Alignment(self.position, self.started, self.complete, discontinuity, long_tail, repetition, stop)
+        self._equal = self._equal + 1 if token is not None and token == self._last else 1
+        self._last = -1 if token is None else token
+        rules, suppressed = self.rules, self.text_tokens > self.rules.shortest and attended < self._end
+        long_tail = self.complete and float(self._tail.max()) >= rules.long_tail
+        repetition = self.complete and self._repeated > rules.repetition
+        equal = self._equal >= rules.equal_tokens
+        stop = "force" if long_tail or repetition or equal else "suppress" if suppressed else None
+        return Alignment(self.position, self.started, self.complete, discontinuity, long_tail, repetition, equal, stop)
 
     @property
     def _end(self) -> int:

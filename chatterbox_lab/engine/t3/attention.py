@@ -20,14 +20,10 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
 from ...files import attribute
-from .backends import Heads, Setup, Span
+from .backends import FORK_HEADS, Heads, Setup, Span
+from .backends import LATER_HEADS as LATER_HEADS
 from .eager import EagerT3
-from .spies import is_spied_on, lift
-
-FORK_HEADS: Heads = ((9, None),)
-"""(layer, head) pairs that the streaming fork's analyzer reads: layer 9, the mean of its heads."""
-LATER_HEADS: Heads = ((12, 15), (13, 11), (9, 2))
-"""What later Chatterbox releases read: one head in each of three layers."""
+from .spies import is_spied_on, lift, unspied_config
 
 
 class Attention:
@@ -80,11 +76,12 @@ class Attention:
     def _read(self, tfmr: torch.nn.Module) -> torch.nn.Module:
         """The transformer with layers of its own where the alignment is read or upstream's analyzer has been."""
         read = {layer for layer, _ in self.heads} if self.mode != "off" else set()
-        layers = list(tfmr.layers)
+        layers, config = list(tfmr.layers), unspied_config(tfmr)
         for index, layer in enumerate(layers):
-            if index in read or is_spied_on(layer.self_attn):
+            if index in read or is_spied_on(layer.self_attn) or config is not tfmr.config:
                 layers[index] = twin(layer, self_attn=twin(layer.self_attn))
                 lift(layers[index].self_attn)
+                layers[index].self_attn.config = config
         for index in read:
             attention = layers[index].self_attn
             if self.mode == "probe":
@@ -93,7 +90,9 @@ class Attention:
             attention.register_forward_hook(partial(self._from_map, index))
             if self.mode == "layer":
                 attention.register_forward_pre_hook(_ask_for_map, with_kwargs=True)
-        return twin(tfmr, layers=torch.nn.ModuleList(layers))
+        found = twin(tfmr, layers=torch.nn.ModuleList(layers))
+        found.config = config
+        return found
 
     def _from_map(self, index: int, module: Any, inputs: Any, output: tuple[torch.Tensor, ...]) -> None:
         if output[1] is None:

@@ -27,6 +27,10 @@ Span = tuple[int, int]
 """A half-open range of positions in the sequence."""
 Heads = Sequence[tuple[int, int | None]]
 """(layer, head) pairs; head None is the mean of a layer's heads."""
+FORK_HEADS: Heads = ((9, None),)
+"""(layer, head) pairs that the streaming fork's analyzer reads: layer 9, the mean of its heads."""
+LATER_HEADS: Heads = ((12, 15), (13, 11), (9, 2))
+"""What later Chatterbox releases read: one head in each of three layers."""
 
 
 class Stepper(Protocol):
@@ -37,13 +41,13 @@ class Stepper(Protocol):
         """Attention to the text (rows, text tokens), float32, of the positions that came last; None if not read."""
 
     def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
-        """Logits (2, V) after the prompt's embeddings (2, T, C), of which the first ``voice`` are the voice's."""
+        """Logits (rows, V) after a prompt's embeddings (rows, T, C), of which the first ``voice`` are the voice's."""
 
     def step(self, position: int) -> torch.Tensor:
-        """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
+        """Logits (rows, V) after the token picked last, whose place among the speech tokens is ``position``."""
 
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
-        """One token (1, 1) sampled from the logits (2, V)."""
+        """One token (1, 1) sampled from the logits (rows, V)."""
 
     def say(self, token: torch.Tensor) -> None:
         """Goes on after this token (1, 1) instead of the one picked last."""
@@ -62,6 +66,7 @@ class Setup:
         weights: of the decode steps (see `StreamSettings`).
         how: guidance, temperature and what is never sampled.
         generator: of the sampling, on T3's device; None is PyTorch's default generator.
+        rows: 2 for classifier-free guidance, 1 without.
     """
 
     t3: T3
@@ -72,6 +77,7 @@ class Setup:
     weights: str
     how: Sampling
     generator: torch.Generator | None = None
+    rows: int = 2
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import deque
 from collections.abc import Generator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
@@ -19,9 +20,9 @@ from ..clock import StageClock
 from ..request import Request
 from ..request import conditioning as conditioning
 from ..settings import StreamSettings
+from ..variants import STREAMING, Variant
 from .alignment import AlignmentTracker, guard_logits
-from .attention import FORK_HEADS
-from .backends import BACKENDS, Heads, Setup, Span, Stepper, backend_of
+from .backends import BACKENDS, Setup, Span, Stepper, backend_of
 from .eager import embed
 from .sampling import Sampling
 
@@ -53,10 +54,24 @@ def token_chunks(
 
 
 def tokens(tts: ChatterboxTTS, request: Request) -> Generator[torch.Tensor, None, None]:
-    """The speech tokens of a request, one at a time (see `decode`)."""
+    """The speech tokens of a request that are rendered, one at a time (see `decode`)."""
     generator = None if request.seed is None else torch.Generator(tts.t3.device).manual_seed(request.seed)
-    given = request.voice.t3, request.text_tokens, request.settings
-    return decode(tts.t3, *given, generator=generator, max_new_tokens=request.max_new_tokens)
+    given, fixed = (request.voice.t3, request.text_tokens, request.settings), {"variant": request.variant}
+    stream = decode(tts.t3, *given, generator=generator, max_new_tokens=request.max_new_tokens, **fixed)
+    return _without_the_last(stream, request.variant.unsaid) if request.variant.unsaid else stream
+
+
+def _without_the_last(stream: Generator[torch.Tensor, None, None], count: int) -> Generator[torch.Tensor, None, None]:
+    """All but the last of them, of which there are so many; the first in any case."""
+    said, waiting = False, deque[torch.Tensor]()
+    with closing(stream):
+        for token in stream:
+            waiting.append(token)
+            if len(waiting) > count:
+                yield waiting.popleft()
+                said = True
+    if waiting and not said:
+        yield waiting.popleft()
 
 
 @torch.inference_mode()
@@ -68,43 +83,47 @@ def decode(
     *,
     generator: torch.Generator | None = None,
     max_new_tokens: int = 1000,
-    heads: Heads = FORK_HEADS,
+    variant: Variant = STREAMING,
 ) -> Generator[torch.Tensor, None, None]:
     """Samples speech tokens until the stop token or ``max_new_tokens``.
 
     Args:
         t3: upstream's token-to-token model.
         cond: its conditioning, on T3's device and in its dtype.
-        text_tokens: (2, S), twice the same for classifier-free guidance, with start and stop.
+        text_tokens: (2, S), twice the same for classifier-free guidance, or (1, S) without, with start and stop.
         settings: temperature, guidance, analyzer, guard, backend, weights and ``ignore_eos`` are used; on a GPU also
             the chunk size, at whose end the host looks at the tokens at the latest.
         generator: of the sampling, on T3's device; None is PyTorch's default generator.
         max_new_tokens: the most tokens to sample, the stop token included.
-        heads: the (layer, head) pairs from which alignment is read.
+        variant: the kind of model: its sampling, the heads from which alignment is read, what is speech.
 
     Yields:
         One token at a time, int64 (1,), on T3's device; never the stop token or another start token.
     """
-    embeds, text = prompt(t3, cond, text_tokens)
-    tracker = AlignmentTracker(text_tokens.shape[1]) if settings.guard else None
+    settings = variant.settled(settings)
+    embeds, text = prompt(t3, cond, text_tokens, variant.starts)
+    tracker = AlignmentTracker(text_tokens.shape[1], settings.rules) if settings.guard else None
     start, stop = t3.hp.start_speech_token, t3.hp.stop_speech_token
+    end = t3.hp.speech_tokens_dict_size if variant.codes is None else variant.codes
     ahead = _AHEAD if t3.device.type == "cuda" and tracker is None else 1
-    said = 0
-    with stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, heads, generator) as stepper:
+    said, last = 0, start
+    fixed = {"variant": variant, "generator": generator, "rows": len(text_tokens)}
+    with stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, **fixed) as stepper:
         while said < max_new_tokens:
             picked = []
             for _ in range(steps_ahead(ahead, settings.chunk_size, said, max_new_tokens)):
                 logits = stepper.step(said) if said else stepper.prefill(embeds, text[0])
                 if tracker is not None:
-                    alignment = tracker.update(stepper.rows)
+                    alignment = tracker.update(stepper.rows, last)
                     if not settings.ignore_eos:
                         logits = guard_logits(logits.float(), alignment, stop)
                 picked.append(stepper.pick(logits)[0])
                 said += 1
             for token, code in zip(picked, torch.cat(picked).tolist(), strict=True):  # waits for the device
+                last = code
                 if code == stop:
                     return
-                if code != start:
+                if code != start and code < end:
                     yield token
 
 
@@ -118,28 +137,30 @@ def stepper_of(
     settings: StreamSettings,
     text: Span,
     capacity: int,
-    heads: Heads = FORK_HEADS,
+    *,
+    variant: Variant = STREAMING,
     generator: torch.Generator | None = None,
+    rows: int = 2,
 ) -> AbstractContextManager[Stepper]:
     """T3 in the settings' backend, for a prompt whose text is at these positions; arguments as for `Setup`."""
-    how = Sampling.of(settings, t3.hp.stop_speech_token)
-    setup = Setup(t3, settings.analyzer, heads, text, capacity, settings.weights, how, generator)
+    how = Sampling.of(settings, t3.hp.stop_speech_token, variant)
+    setup = Setup(t3, settings.analyzer, variant.heads, text, capacity, settings.weights, how, generator, rows)
     return BACKENDS[backend_of(settings, t3)].stepper(setup)
 
 
-def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor) -> tuple[torch.Tensor, Span]:
-    """Input embeddings (2, T, C) of the prefill, and where in it the text tokens are.
+def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor, starts: int = 2) -> tuple[torch.Tensor, Span]:
+    """Input embeddings (rows, T, C) of the prefill, and where in it the text tokens are.
 
     As upstream's ``prepare_input_embeds``: the voice, the text (none in the second row, for CFG), the start token. The
     start token is there twice: upstream feeds it again, and its models were used, its analyzer written, that way.
     """
     rows, voice = len(text_tokens), _voice(t3, cond)
     text = t3.text_emb(text_tokens)
-    text[1].zero_()
+    text[1:].zero_()
     text = text + t3.text_pos_emb(text_tokens)
-    start = embed(t3, torch.full_like(text_tokens[:1, :1], t3.hp.start_speech_token), 0)
+    start = embed(t3, torch.full_like(text_tokens[:1, :1], t3.hp.start_speech_token), 0, rows)
     length = voice.shape[1]
-    embeds = torch.cat([voice.expand(rows, -1, -1), text, start, start], dim=1)
+    embeds = torch.cat([voice.expand(rows, -1, -1), text, *[start] * starts], dim=1)
     return embeds, (length, length + text_tokens.shape[1])
 
 

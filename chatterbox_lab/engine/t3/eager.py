@@ -17,10 +17,10 @@ class Attends(Protocol):
     rows: torch.Tensor | None
 
     def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
-        """Hidden states (2, T, C), at least of the last position, of a prompt's embeddings (2, T, C)."""
+        """Hidden states (rows, T, C), at least of the last position, of a prompt's embeddings (rows, T, C)."""
 
     def __call__(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Hidden states (2, T, C) of the embeddings (2, T, C) that follow."""
+        """Hidden states (rows, T, C) of the embeddings (rows, T, C) that follow."""
 
 
 class EagerT3:
@@ -29,11 +29,11 @@ class EagerT3:
     Args:
         setup: of the call.
         attend: T3's transformer, with nothing said yet.
-        head: logits (2, T, V) of hidden states (2, T, C), for decode steps.
+        head: logits (rows, T, V) of hidden states (rows, T, C), for decode steps.
     """
 
     def __init__(self, setup: Setup, attend: Attends, head: Callable[[torch.Tensor], torch.Tensor]) -> None:
-        self.t3, self.how, self.generator = setup.t3, setup.how, setup.generator
+        self.t3, self.how, self.generator, self.batch = setup.t3, setup.how, setup.generator, setup.rows
         self.attend, self.head = attend, head
         self.seen = torch.zeros((1, self.t3.hp.speech_tokens_dict_size), dtype=torch.bool, device=self.t3.device)
         self.seen[:, self.t3.hp.start_speech_token] = True
@@ -50,7 +50,7 @@ class EagerT3:
 
     def step(self, position: int) -> torch.Tensor:
         """As `Stepper.step`."""
-        return self.head(self.attend(embed(self.t3, self.token, position)))[:, -1]
+        return self.head(self.attend(embed(self.t3, self.token, position, self.batch)))[:, -1]
 
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
         """As `Stepper.pick`."""
@@ -63,13 +63,13 @@ class EagerT3:
         self.token = token
 
 
-def embed(t3: torch.nn.Module, token: torch.Tensor, position: int) -> torch.Tensor:
-    """The embedding (2, 1, C) of one speech token (1, 1) for the conditional and the unconditional row."""
-    return token_embedding(t3.speech_emb, t3.speech_pos_emb.emb, token, position)
+def embed(t3: torch.nn.Module, token: torch.Tensor, position: int, rows: int = 2) -> torch.Tensor:
+    """The embedding (rows, 1, C) of one speech token (1, 1), the same for the conditional and the unconditional row."""
+    return token_embedding(t3.speech_emb, t3.speech_pos_emb.emb, token, position, rows)
 
 
 def token_embedding(
-    words: torch.nn.Embedding, places: torch.nn.Embedding, token: torch.Tensor, position: int | torch.Tensor
+    words: torch.nn.Embedding, places: torch.nn.Embedding, token: torch.Tensor, position: int | torch.Tensor, rows: int
 ) -> torch.Tensor:
-    """The embedding (2, 1, C) of a speech token (1, 1) at its place, an int or int64 (1,), for both CFG rows."""
-    return (words(token) + places.weight[position]).expand(2, -1, -1)
+    """The embedding (rows, 1, C) of a speech token (1, 1) at its place, an int or int64 (1,)."""
+    return (words(token) + places.weight[position]).expand(rows, -1, -1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from functools import partial
 from threading import Lock
 
@@ -42,10 +43,11 @@ class GraphT3:
         mode: ``off`` or ``probe``.
         heads: where the alignment is read.
         capacity: positions that fit, prefill included.
+        rows: 2 for classifier-free guidance, 1 without; shapes say 2.
     """
 
-    def __init__(self, t3: T3, mode: str, heads: Heads, capacity: int) -> None:
-        self.attend = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads)
+    def __init__(self, t3: T3, mode: str, heads: Heads, capacity: int, rows: int) -> None:
+        self.attend, self.batch = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads, rows=rows), rows
         self.attend.reserve(capacity)  # all of it, since buffers stay where they are
         self.attend.cache.zero_()  # what a mask hides must not be nan
         self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
@@ -56,7 +58,7 @@ class GraphT3:
         self.spoken = torch.zeros(1, **whole)
         """Index of the next speech position."""
         self.seen = torch.zeros((1, width), dtype=torch.bool, device=device)
-        self.logits = torch.zeros((2, width), device=device)
+        self.logits = torch.zeros((rows, width), device=device)
         self.row = torch.zeros((1, capacity), device=device)
         self.numbers = torch.ones(2, device=device)
         """CFG weight and temperature."""
@@ -75,7 +77,7 @@ class GraphT3:
         self.seen.zero_()
         self.seen[:, self.start] = True
         self.numbers.copy_(torch.tensor([how.cfg_weight, how.temperature]))
-        self.key = ("sampling", how.greedy, how.never)
+        self.key = ("sampling", replace(how, cfg_weight=0.0, temperature=0.0))
         if self.key not in self.graphs:  # before the seed: capturing draws random numbers
             self._capture(self.key, lambda: self._pick(how))
         for window in self._windows(setup.capacity):
@@ -117,7 +119,7 @@ class GraphT3:
 
     def _forward(self, window: int) -> None:
         mask = (torch.arange(window, device=self.position.device) <= self.position)[None, None, None]
-        hidden = token_embedding(*self.embeddings, self.token, self.spoken + 1)
+        hidden = token_embedding(*self.embeddings, self.token, self.spoken + 1, self.batch)
         hidden, rows = self.attend.run(hidden, Place(self.position, window, mask), (0, window))
         self.logits.copy_(self.head(hidden)[:, -1])
         if rows is not None:
@@ -126,7 +128,7 @@ class GraphT3:
         self.spoken.add_(1)
 
     def _pick(self, how: Sampling) -> None:
-        how = Sampling(self.numbers[0], self.numbers[1], how.greedy, how.never)
+        how = replace(how, cfg_weight=self.numbers[0], temperature=self.numbers[1])
         self.token.copy_(sample(self.logits, self.seen, how, self.generator))
         self.seen.scatter_(1, self.token, True)
 
@@ -169,13 +171,13 @@ def captured(work: Work, restore: Work, generator: torch.Generator, stream: torc
 @contextmanager
 def stepper(setup: Setup) -> Iterator[GraphT3]:
     """Backend ``"graph"``: buffers and graphs are kept with the model, and lent to one call at a time."""
-    key = "graph", setup.analyzer, tuple(setup.heads)
+    key = "graph", setup.analyzer, tuple(setup.heads), setup.rows
     free: Pool[GraphT3] = kept(setup.t3, key, lambda: Pool(_KEPT))
     graph = free.take(lambda graph: graph.capacity >= setup.capacity)
     if graph is None:
         free.shrink()  # too short for what is asked now: their memory goes to the longer one
         capacity = -(-setup.capacity // _GRAIN) * _GRAIN
-        graph = GraphT3(setup.t3, setup.analyzer, setup.heads, capacity)
+        graph = GraphT3(setup.t3, setup.analyzer, setup.heads, capacity, setup.rows)
     generator = setup.generator or _drawn(setup.t3.device)
     try:
         graph.begin(setup, generator.get_state())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from typing import Any
 
 import torch
@@ -18,9 +19,23 @@ def is_spied_on(layer: torch.nn.Module) -> bool:
 
 
 def remove_spies(tfmr: torch.nn.Module) -> None:
-    """Removes for good what upstream's analyzers have left on the layers."""
+    """Removes for good what upstream's analyzers have left on the layers and in the configuration."""
+    config = unspied_config(tfmr)
+    if config is not tfmr.config:
+        vars(tfmr.config).update(vars(config))
     for layer in tfmr.layers:
         lift(layer.self_attn)
+
+
+def unspied_config(tfmr: torch.nn.Module) -> Any:
+    """The transformer's configuration, or a copy as it was before Multilingual's analyzer switched off SDPA."""
+    config = tfmr.config
+    left = config.output_attentions and any(is_spied_on(layer.self_attn) for layer in tfmr.layers)
+    if not left:
+        return config
+    config = copy.copy(config)
+    config.output_attentions, config._attn_implementation = False, "sdpa"
+    return config
 
 
 def lift(layer: torch.nn.Module) -> None:

@@ -47,6 +47,7 @@ class StaticT3:
         capacity: positions that fit, prefill included.
         heads: (layer, head) pairs whose rows are averaged; head None is the mean of a layer's heads.
         weights: of the decode steps (see `StreamSettings`).
+        rows: 2 for classifier-free guidance, 1 without; shapes say 2.
 
     Raises:
         ValueError: a mode that needs attention maps, or a layer or head that the model does not have.
@@ -60,6 +61,7 @@ class StaticT3:
         capacity: int,
         heads: Heads = FORK_HEADS,
         weights: str = "loaded",
+        rows: int = 2,
     ) -> None:
         if mode not in READ_BESIDE:
             raise ValueError(
@@ -69,7 +71,7 @@ class StaticT3:
         check_heads(tfmr, self.heads)
         config, like = tfmr.config, tfmr.norm.weight
         self.head_count, self.head_width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        shape = (len(tfmr.layers), 2, 2, self.head_count)
+        shape = (len(tfmr.layers), 2, rows, self.head_count)
         # A CPU reads float32 in less time than its kernels need for half as many bytes of bfloat16.
         dtype = torch.float32 if like.device.type == "cpu" else like.dtype
         self.capacity, first = capacity, min(capacity, LONG) if like.device.type == "cpu" else capacity
@@ -176,7 +178,7 @@ class StaticT3:
 @contextmanager
 def stepper(setup: Setup, kind: type[StaticT3] = StaticT3) -> Iterator[EagerT3]:
     """Backend ``"static"``, and with another ``kind`` of transformer those that build on it."""
-    arguments = setup.analyzer, setup.text, setup.capacity, setup.heads, setup.weights
+    arguments = setup.analyzer, setup.text, setup.capacity, setup.heads, setup.weights, setup.rows
     yield EagerT3(setup, kind(setup.t3.tfmr, *arguments), head_linear(setup.t3.speech_head, setup.weights))
 
 

@@ -139,11 +139,11 @@ def test_rows_and_guarded_tokens_equal_upstreams_analyzer(tts: Any, mode: str, m
     taken: list[torch.Tensor] = []
     update = AlignmentTracker.update
 
-    def recorded(self: AlignmentTracker, rows: torch.Tensor) -> Any:
+    def recorded(self: AlignmentTracker, rows: torch.Tensor, token: int | None = None) -> Any:
         before = rows.clone()
         before[:, self.steps + 1 :] = 0
         taken.append(before)
-        return update(self, rows)
+        return update(self, rows, token)
 
     monkeypatch.setattr(AlignmentTracker, "update", recorded)
     tokens = lab.speech_tokens(tts, TEXT, seed=5, max_new_tokens=30, ignore_eos=True, analyzer=mode, guard=True)

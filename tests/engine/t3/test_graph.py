@@ -111,7 +111,8 @@ def test_a_long_text_goes_from_window_to_window(tts: Any, recorder: Recorder, ca
     assert torch.equal(said, lab.speech_tokens(tts, TEXT, backend="static", **fixed))
     assert recorder.captures == 3
     reported = [line.removesuffix(" captured").removeprefix("backend='graph': ") for line in caplog.messages]
-    assert reported == ["('sampling', False, 6562)", "('step', 256)", "('step', 512)"]
+    assert reported[0].startswith("('sampling', Sampling(")
+    assert reported[1:] == ["('step', 256)", "('step', 512)"]
 
 
 @pytest.mark.parametrize("ignore_eos", [False, True])
@@ -160,7 +161,7 @@ def test_a_graph_is_given_back_by_a_call_that_failed(tts: Any, recorder: Recorde
     stream = lab.generate_stream(tts, TEXT, chunk_size=5, **fixed)
     next(stream)
     stream.close()
-    free = kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), kept.Pool)
+    free = kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS), 2), kept.Pool)
     assert len(free) == 1
     said = lab.speech_tokens(tts, LONG, **fixed)
     assert torch.equal(said, lab.speech_tokens(tts, LONG, **fixed | {"backend": "static"}))
@@ -178,7 +179,7 @@ def test_a_renderer_that_fails_gives_the_graph_back(
     with pytest.raises(RuntimeError, match="no audio today") as caught:
         list(lab.generate_stream(tts, TEXT, chunk_size=5, seed=0, max_new_tokens=10, ignore_eos=True, backend="graph"))
     assert caught.tb is not None  # as in a notebook, where the last error's frames stay
-    assert len(kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS)), kept.Pool)) == 1
+    assert len(kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS), 2), kept.Pool)) == 1
 
 
 def test_without_a_seed_the_default_generator_gives_one(tts: Any, recorder: Recorder) -> None:

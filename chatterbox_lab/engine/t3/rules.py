@@ -1,0 +1,41 @@
+"""When the alignment guard acts, as numbers."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, fields
+
+
+@dataclass(frozen=True)
+class Rules:
+    """Thresholds of the guard; ``inf`` switches one off. Attention is summed over speech tokens of 40 ms each.
+
+    Args:
+        long_tail: attention on one of the last three text tokens, after the text is complete, from which on the end is
+            forced: 5 is a fifth of a second of a held last sound.
+        repetition: attention on earlier text after completion, beyond which the end is forced.
+        equal_tokens: as many equal speech tokens in a row force the end, at least 2.
+        shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed.
+
+    Raises:
+        ValueError: names the field, its value and what is allowed.
+    """
+
+    long_tail: float = 5.0
+    repetition: float = 5.0
+    equal_tokens: float = 3
+    shortest: float = 5
+
+    def __post_init__(self) -> None:
+        least = {"equal_tokens": 2}
+        for name in (field.name for field in fields(self)):
+            value, lowest = getattr(self, name), least.get(name, 0)
+            if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= lowest:
+                raise ValueError(f"{name}={value!r}: must be a number from {lowest}, or infinity")
+
+
+FORK = Rules(long_tail=10.0, equal_tokens=math.inf, shortest=0)
+"""As in the analyzer of chatterbox-streaming 0.1.2, where the rules are present but never called."""
+LATER = Rules()
+"""As in Multilingual of chatterbox-tts 0.1.7, except that three equal tokens force the end, which its comment says, and
+not two, as its code has it: a held vowel has two."""
