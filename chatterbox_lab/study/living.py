@@ -39,7 +39,7 @@ from ..released import release
 from ..voices.kinds import KINDS
 from ..voices.load import load
 from . import command
-from .fallback import watch_layers
+from .fallback import count_spies, watch_layers
 from .logs import quiet
 from .machine import machine_facts
 from .overlays import OVERLAYS, environment
@@ -87,10 +87,13 @@ def our_tokens(tts: Any, text: str, seed: int, tokens: int, way: str) -> tuple[t
 
 
 def left_behind(tts: Any) -> Row:
-    """Hooks on T3's layers, and what its configuration says of attention."""
+    """The release's hooks on T3's layers, and what its configuration says of attention."""
     config = tts.t3.tfmr.config
-    hooks = sum(len(layer.self_attn._forward_hooks) for layer in tts.t3.tfmr.layers)
-    return {"hooks": hooks, "maps": bool(config.output_attentions), "attention": config._attn_implementation}
+    return {
+        "hooks": count_spies(tts.t3.tfmr)["hooks"],
+        "maps": bool(config.output_attentions),
+        "attention": config._attn_implementation,
+    }
 
 
 def calls(tts: Any) -> Iterator[Row]:

@@ -20,6 +20,8 @@ from chatterbox_lab.engine.request import checked
 from chatterbox_lab.engine.s3gen.flow import Flow
 from chatterbox_lab.engine.variants import released, variant_of
 from chatterbox_lab.files import REPOSITORY
+from chatterbox_lab.released import release
+from chatterbox_lab.study.fallback import count_spies
 from chatterbox_lab.voices.folder import save
 
 SAMPLES = 960
@@ -37,7 +39,9 @@ def tts(kind: str, request: pytest.FixtureRequest) -> Any:
     return request.getfixturevalue(kind)
 
 
-@pytest.mark.parametrize("settings", [lab.BASELINE, lab.FAST, lab.ADAPTIVE.replace(overlap=True)], ids=str)
+@pytest.mark.parametrize(
+    "settings", [lab.BASELINE, lab.FAST, lab.ADAPTIVE.replace(overlap=True)], ids=["exact", "fast", "overlapped"]
+)
 def test_every_token_becomes_its_samples(tts: Any, kind: str, settings: lab.StreamSettings) -> None:
     for most in (1, 26, 60):
         fixed = {"seed": 1, "max_new_tokens": most, "ignore_eos": True, **SPOKEN[kind]}
@@ -48,9 +52,10 @@ def test_every_token_becomes_its_samples(tts: Any, kind: str, settings: lab.Stre
         assert torch.cat(chunks, dim=1).abs().max() > 0
 
 
-def test_mel_is_the_releases_own_for_the_same_noise(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+@torch.inference_mode()
+def test_mel_is_the_releases_own_for_the_same_noise(tts: Any, kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
     codes = torch.randint(0, 6561, (40,), generator=torch.Generator().manual_seed(2))
-    flow = Flow(tts.s3gen, checked(tts, "Hi.", language="en").voice.gen)
+    flow = Flow(tts.s3gen, checked(tts, "Hi.", **SPOKEN[kind]).voice.gen)
     ours = flow.mel(codes, 0)
     noise = flow._noise(flow.prompt_mel.shape[2], 80, 0)
     monkeypatch.setattr(torch, "randn_like", lambda like, **_: noise.to(like))
@@ -65,13 +70,11 @@ def test_what_the_releases_own_calls_change_does_not_matter(tts: Any, kind: str)
     fixed = {"seed": 0, "max_new_tokens": 20, **SPOKEN[kind]}
     before = lab.generate(tts, TEXTS[3], **fixed)
     extra = {"language_id": "fr"} if kind == "multilingual" else {}
-    prompt = tts.conds.gen["prompt_token"]
-    torch.manual_seed(0)
-    tts.t3.inference  # noqa: B018
     with pytest.MonkeyPatch.context() as patched:
         patched.setattr(tts.t3, "inference", lambda **_: torch.tensor([[5, 6, 7, 8]]))
         tts.generate(TEXTS[3], **extra)
-    assert tts.conds.gen["prompt_token"].is_floating_point() or not prompt.is_floating_point()
+    if "tts" in str(release()):
+        assert tts.conds.gen["prompt_token"].is_floating_point()  # what official calls leave
     assert torch.equal(lab.generate(tts, TEXTS[3], **fixed), before)
 
 
@@ -117,10 +120,13 @@ def test_a_language_is_asked_for(english: Any, multilingual: Any) -> None:
 
 
 def left_behind(tts: Any) -> dict[str, Any]:
-    """Hooks on T3's layers, and what its configuration says of attention."""
+    """The release's hooks on T3's layers, and what its configuration says of attention."""
     config = tts.t3.tfmr.config
-    hooks = sum(len(layer.self_attn._forward_hooks) for layer in tts.t3.tfmr.layers)
-    return {"hooks": hooks, "maps": bool(config.output_attentions), "attention": config._attn_implementation}
+    return {
+        "hooks": count_spies(tts.t3.tfmr)["hooks"],
+        "maps": bool(config.output_attentions),
+        "attention": config._attn_implementation,
+    }
 
 
 def test_a_hundred_calls_leave_nothing(multilingual: Any) -> None:
@@ -128,7 +134,7 @@ def test_a_hundred_calls_leave_nothing(multilingual: Any) -> None:
     before, config, sizes = left_behind(tts), json.dumps(tts.t3.tfmr.config.to_dict(), default=str), []
     for number in range(100):
         settings = lab.BASELINE.replace(backend=("hf", "static")[number % 2], guard=True, analyzer="probe")
-        fixed = {"seed": number, "max_new_tokens": 12, "language": LANGUAGES[number % 4], "chunk_size": 4}
+        fixed = {"seed": number, "max_new_tokens": 4, "language": LANGUAGES[number % 4], "chunk_size": 3}
         stream = lab.generate_stream(tts, TEXTS[number % 20], settings, flow_steps=1, prompt_tokens=10, **fixed)
         if number % 5 == 0:
             next(stream)

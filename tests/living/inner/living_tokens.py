@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 import torch
-from living.inner.said import LANGUAGES, TEXTS, released_tokens
+from living.inner.said import CASES, FULL, LANGUAGES, TEXTS, released_tokens
 
 import chatterbox_lab as lab
 from chatterbox_lab.engine.t3.alignment import AlignmentTracker
@@ -61,16 +61,15 @@ def differing(tts: Any, most: int, cases: Any, **settings: Any) -> tuple[int, li
 
 
 def test_english_says_the_releases_tokens(english: Any) -> None:
-    count, spoken = differing(english, 10, [(text, seed, None) for text in TEXTS for seed in (0, 1)])
+    count, spoken = differing(english, 20 if FULL else 8, [(text, seed, None) for text, seed, _ in CASES])
     assert count == 0
-    assert len({tuple(said.tolist()) for said in spoken}) > 30  # texts and seeds show in what is said
+    assert len({tuple(said.tolist()) for said in spoken}) > len(CASES) / 2  # texts and seeds show in what is said
 
 
 def test_multilingual_says_the_releases_tokens_without_a_guard(unguarded: Any) -> None:
-    cases = [(text, seed, LANGUAGES[number % 4]) for number, text in enumerate(TEXTS) for seed in (0, 1)]
-    count, spoken = differing(unguarded, 10, cases, guard=False)
+    count, spoken = differing(unguarded, 20 if FULL else 8, CASES, guard=False)
     assert count == 0
-    assert len({tuple(said.tolist()) for said in spoken}) > 30
+    assert len({tuple(said.tolist()) for said in spoken}) > len(CASES) / 2
 
 
 def test_multilingual_says_the_releases_tokens_with_its_guard(
@@ -83,12 +82,14 @@ def test_multilingual_says_the_releases_tokens_with_its_guard(
     often = torch.zeros(head.out_features)
     often[multilingual.t3.hp.stop_speech_token] = 6.0  # so that there is an end to suppress
     monkeypatch.setattr(head, "reachable", lambda logits: type(head).reachable(head, logits) + often, raising=False)
-    cases = [(text, seed, LANGUAGES[number % 4]) for number, text in enumerate(TEXTS) for seed in (0, 1)]
-    count, guarded = differing(multilingual, 24, cases, rules=AS_RELEASED)  # guarded unless it is told otherwise
+    most = 60 if FULL else 20
+    count, guarded = differing(multilingual, most, CASES, rules=AS_RELEASED)  # guarded unless it is told otherwise
     assert count == 0
-    free = [lab.speech_tokens(multilingual, t, seed=s, language=c, max_new_tokens=24, guard=False) for t, s, c in cases]
+    free = [
+        lab.speech_tokens(multilingual, t, seed=s, language=c, max_new_tokens=most, guard=False) for t, s, c in CASES
+    ]
     longer = sum(len(ours) > len(others) for ours, others in zip(guarded, free, strict=True))
-    assert longer > len(cases) / 2, "the guard suppresses ends"
+    assert longer > len(CASES) / 2, "the guard suppresses ends"
 
 
 @pytest.mark.parametrize("kind", ["english", "multilingual"])

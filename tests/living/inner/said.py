@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import torch
@@ -12,6 +13,14 @@ from chatterbox_lab.engine.variants import encode, variant_of
 WORDS = ("Hello", "there", "my", "friends", "we", "walk", "along", "the", "river", "and", "sing", "until", "night")
 TEXTS = [" ".join(WORDS[(3 * n + k) % len(WORDS)] for k in range(1 + n % 9)) + ".!?"[n % 3] for n in range(20)]
 LANGUAGES = ("en", "fr", "de", "fi")
+FULL = bool(os.environ.get("CHATTERBOX_LAB_FULL"))
+"""Compares all texts with two seeds and for longer, which takes ten minutes and not one."""
+CASES = [
+    (text, seed, LANGUAGES[number % 4])
+    for number, text in enumerate(TEXTS)
+    for seed in (0, 1)
+    if FULL or (number % 3 == 0 and seed == 0)
+]
 
 
 def released_tokens(
