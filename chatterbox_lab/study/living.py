@@ -26,6 +26,7 @@ from typing import Any
 
 import pandas as pd
 import torch
+import transformers
 from tqdm.auto import tqdm
 
 from ..engine.request import checked
@@ -175,7 +176,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
     """All rows of the release that is importable here."""
     for variant in options.variants:
         tts = load(options.model, variant=variant, device="cpu", watermark=False)
-        facts = {"variant": variant, "release": str(release())}
+        facts = {"variant": variant, "release": str(release()), "transformers": transformers.__version__}
         parts = {"calls": partial(calls, tts)}
         if options.costs:
             parts |= {
@@ -267,3 +268,21 @@ def costs(table: pd.DataFrame) -> pd.DataFrame:
         "of": grouped["tokens"].max().astype(int),
     }
     return pd.DataFrame(columns)
+
+
+def after_calls(table: pd.DataFrame) -> pd.DataFrame:
+    """Part ``calls`` in one table: what each call left and ran, by release, transformers, variant, way and call."""
+    rows = table[(table["part"] == "calls") & (table["call"] > 0)]
+    index = ["release", "transformers", "variant", "way", "call"]
+    return rows.astype({"call": int}).set_index(index)[["hooks", "maps", "attention", "manual", "sdpa"]]
+
+
+def speech(table: pd.DataFrame) -> pd.DataFrame:
+    """Medians of part ``speech``, by variant and way: ``RTF``, ``first sound (s)``, and how many times ``faster``."""
+    rows = table[(table["part"] == "speech") & (table["round"] >= 0)].set_index(["variant", "round"])
+    rows = rows.assign(rtf=rows["seconds"] / rows["audio_seconds"])
+    rows["first"] = rows["first_seconds"].fillna(rows["seconds"])  # what does not stream is heard at its end
+    stock = rows[rows["way"] == STOCK]["rtf"].reindex(rows.index)
+    grouped = rows.assign(faster=stock / rows["rtf"]).groupby(["variant", "way"], sort=False)
+    columns = {"RTF": "rtf", "first sound (s)": "first", "faster": "faster"}
+    return pd.DataFrame({name: grouped[column].median() for name, column in columns.items()})

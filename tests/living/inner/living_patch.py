@@ -219,7 +219,7 @@ def test_folders_are_read_in_the_released_layout(kind: str, tts: Any, tmp_path: 
 
 def test_the_readmes_lines_run(multilingual: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (REPOSITORY / "README.md").read_text()
-    blocks = [block.split("```")[0] for block in text.split("```python\n")[1:]]
+    blocks = [block.split("```")[0] for block in text.split("```py\n")[1:]]
     code = next(block for block in blocks if "ChatterboxMultilingualTTS" in block)
     monkeypatch.setattr(type(multilingual), "from_pretrained", classmethod(lambda *_: multilingual), raising=False)
     monkeypatch.setattr(released(multilingual), "from_pretrained", classmethod(lambda *_: multilingual))
