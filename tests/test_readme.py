@@ -94,6 +94,8 @@ def test_examples_that_do_not_run_here_name_what_there_is(path: Path) -> None:
             if node.module.startswith("chatterbox_lab")
             for item in node.names
         }
+        whole = [item for node in ast.walk(tree) if isinstance(node, ast.Import) for item in node.names]
+        ours |= {item.asname: importlib.import_module(item.name) for item in whole if item.name == "chatterbox_lab"}
         uses = [node for node in ast.walk(tree) if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name)]
         named = {(node.value.id, node.attr) for node in uses if node.value.id in ours}
         assert named

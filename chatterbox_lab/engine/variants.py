@@ -32,7 +32,6 @@ class Variant:
         starts: how often the start token is fed before the first speech token is sampled.
         codes: the first of the sampled codes that is no speech and is not rendered; None where all are.
         unsaid: last speech tokens that are not rendered.
-        most_tokens: speech tokens that the release makes at most.
         multilingual: whether the text needs a language.
     """
 
@@ -43,7 +42,6 @@ class Variant:
     starts: int = 2
     codes: int | None = 6561
     unsaid: int = 0
-    most_tokens: int = 1000
     multilingual: bool = False
 
     def settled(self, settings: StreamSettings) -> StreamSettings:

@@ -6,6 +6,7 @@ import time
 from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from typing import Any
 
@@ -30,7 +31,8 @@ def warm_up(tts: ChatterboxTTS, settings: StreamSettings = BALANCED, **overrides
     chunk shorter than planned, such as an utterance of one word, may still meet a new length. Nothing is spoken, and
     PyTorch's default generator is left as it is. Arguments and errors as for `generate_stream`.
     """
-    request = checked(tts, _TEXT, settings, **{"seed": 0, **overrides, "ignore_eos": True, "guard": False})
+    request = checked(tts, _TEXT, settings, **{"seed": 0, "language": settings.language or "en", **overrides})
+    request = replace(request, settings=request.settings.replace(ignore_eos=True, guard=False))
     start = time.perf_counter()
     with apart(tts.device):
         _work(tts, request)

@@ -23,6 +23,7 @@ from ..engine.warm import warm_up
 from ..files import written_whole
 from ..study import command
 from ..study.logs import quiet
+from ..voices.kinds import KINDS
 from ..voices.load import load, pick_device
 
 PRESETS = {"baseline": BASELINE, "balanced": BALANCED, "best-rtf": BEST_RTF, "adaptive": ADAPTIVE, "fast": FAST}
@@ -94,6 +95,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--stream", action="store_true", help="tell each chunk, and play it, as soon as it is made")
     command.add_model(parser, "lab")
     command.add_device(parser)
+    parser.add_argument("--variant", choices=KINDS, default="english", help="%(choices)s (default: %(default)s)")
+    parser.add_argument("--language", metavar="X", help="of a multilingual model, such as fr")
     parser.add_argument("--preset", choices=PRESETS, default="balanced", help="%(choices)s (default: %(default)s)")
     parser.add_argument("--chunk-size", type=int, metavar="X", help="speech tokens a chunk, 25 are a second")
     parser.add_argument("--seed", type=int, metavar="X", default=0, help="another seed, another reading (default: 0)")
@@ -112,7 +115,7 @@ def run(options: argparse.Namespace) -> int:
     device = pick_device(options.device)
     with quiet():
         start = time.perf_counter()
-        tts = load(options.model, device=device)
+        tts = load(options.model, variant=options.variant, device=device)
         if options.reference is not None:
             tts.prepare_conditionals(options.reference, exaggeration=settings.exaggeration)
         loaded, warmed = time.perf_counter() - start, warm_up(tts, settings)
@@ -169,7 +172,7 @@ def _checked(text: str, options: argparse.Namespace) -> tuple[StreamSettings, Pa
     """Settings, the file to write and the most tokens. Raises ValueError before a model is loaded."""
     if not text.strip():
         raise ValueError(f"text={text!r}: must be a string with something to say")
-    settings = PRESETS[options.preset]
+    settings = PRESETS[options.preset].replace(language=options.language)
     if options.chunk_size is not None:
         settings = settings.replace(chunk_size=options.chunk_size)
     whole_number("seed", options.seed, 0, 2**63 - 1)

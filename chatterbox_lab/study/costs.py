@@ -153,7 +153,8 @@ def calibrate(
         ValueError: names the argument, its value and what is allowed, before a model runs.
     """
     tokens = whole_number("tokens", tokens, 30, 1000)
-    doubling = settings.replace(schedule="grow", chunk_size=5, max_chunk_size=tokens, costs=Costs())
+    spoken = settings.replace(language=settings.language or "en")
+    doubling = spoken.replace(schedule="grow", chunk_size=5, max_chunk_size=tokens, costs=Costs())
     checked(tts, PROMPTS["medium"], doubling, seed=seed, max_new_tokens=tokens)
     clock, rows, passes = StageClock(tts.device), [], 0
     start = clock.now()
@@ -241,7 +242,7 @@ def exact_backends(t3: T3, settings: StreamSettings) -> list[str]:
 
 def token_seconds(tts: ChatterboxTTS, settings: StreamSettings, backends: Sequence[str]) -> dict[str, float]:
     """Seconds a token of T3 in each backend, prefill included: the median of three turns of 25 tokens."""
-    candidates = {name: settings.replace(backend=name) for name in backends}
+    candidates = {name: settings.replace(backend=name, language=settings.language or "en") for name in backends}
     if not candidates:
         raise ValueError("backends=(): must have at least one")
     for chosen in candidates.values():

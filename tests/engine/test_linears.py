@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import gc
+import time
 import weakref
 from typing import Any
 
@@ -29,6 +30,37 @@ def test_stacked_layers_give_what_each_alone_gives(
     expected = torch.cat([F.linear(states, weight) for weight in weights], dim=-1)
     assert found.dtype == dtype
     torch.testing.assert_close(found, expected, **({"rtol": 1e-5, "atol": 1e-4} if dtype == torch.float32 else {}))
+
+
+@pytest.mark.parametrize("faster", [False, True])
+def test_both_forms_of_few_rows_say_upstreams_tokens(tts: Any, faster: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept._kept.clear()
+    used: list[int] = []
+    columns = linears._columns
+    monkeypatch.setattr(linears, "columns_are_faster", lambda threads: faster)
+    monkeypatch.setattr(linears, "_columns", lambda weights, rows: used.append(len(rows)) or columns(weights, rows))
+    fixed = {"seed": 3, "max_new_tokens": 25, "ignore_eos": True}
+    said = lab.speech_tokens(tts, TEXT, backend="static", **fixed)
+    assert torch.equal(said, lab.upstream_tokens(tts, TEXT, **fixed))
+    assert bool(used) == faster
+    kept._kept.clear()
+
+
+@pytest.mark.parametrize("slow", ["_columns", "linear"])
+def test_the_slower_form_is_not_taken(slow: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    linears.columns_are_faster.cache_clear()
+    where = linears if slow == "_columns" else linears.F
+    original = getattr(where, slow)
+
+    def slowed(*given: Any) -> torch.Tensor:
+        time.sleep(0.01)
+        return original(*given)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(where, slow, slowed)
+        assert linears.columns_are_faster(torch.get_num_threads()) == (slow == "linear")
+    assert linears.columns_are_faster(torch.get_num_threads()) == (slow == "linear")  # once a process
+    linears.columns_are_faster.cache_clear()
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

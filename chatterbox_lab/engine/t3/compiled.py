@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 
 from ...kept import kept
+from ..linears import columns_are_faster
 from .backends import Setup
 from .eager import EagerT3
 from .static import StaticT3, rotated
@@ -34,13 +35,16 @@ class CompiledT3(StaticT3):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compiled: Compilation = kept(self.tfmr, "compiled", Compilation)
+        self.columns = self.cache.device.type == "cpu" and columns_are_faster(torch.get_num_threads())
 
     def enter(self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
         """As `StaticT3.enter`."""
         if hidden.shape[1] == 1 and self.compiled.works:
             norm, weights = self.tfmr.layers[index].input_layernorm, self.linears[index][0].weights
             like = self.cache.new_empty(0), self.head_width
-            found = self.compiled("enter", _rows(hidden), weights, norm.weight, norm.variance_epsilon, tables, *like)
+            found = self.compiled(
+                "enter", _rows(hidden), weights, norm.weight, norm.variance_epsilon, tables, *like, self.columns
+            )
             if found is not None:
                 return found
         return super().enter(index, hidden, tables)
@@ -51,7 +55,7 @@ class CompiledT3(StaticT3):
             norm = self.tfmr.layers[index].post_attention_layernorm
             weights = [linear.weights for linear in self.linears[index][1:]]
             rows = _rows(hidden), attended.flatten(1).contiguous()
-            found = self.compiled("leave", *rows, weights, norm.weight, norm.variance_epsilon)
+            found = self.compiled("leave", *rows, weights, norm.weight, norm.variance_epsilon, self.columns)
             if found is not None:
                 return found[:, None]
         return super().leave(index, hidden, attended)
@@ -98,28 +102,31 @@ def enter(
     tables: Tensors,
     like: torch.Tensor,
     size: int,
+    columns: bool,
 ) -> tuple[torch.Tensor, ...]:
     """Query, key and value (2, H, 1, D) of a decode step's hidden states (2, C), in the dtype of ``like``.
 
     ``tables`` are cosine and sine (1, D) of the new position, ``size`` is D.
     """
     normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
-    query, key, value = (product(normed, weight).to(like.dtype).unflatten(1, (-1, 1, size)) for weight in weights)
+    query, key, value = (
+        product(normed, weight, columns).to(like.dtype).unflatten(1, (-1, 1, size)) for weight in weights
+    )
     return rotated(query, *tables), rotated(key, *tables), value
 
 
 def leave(
-    hidden: torch.Tensor, attended: torch.Tensor, weights: list[Tensors], norm: torch.Tensor, eps: float
+    hidden: torch.Tensor, attended: torch.Tensor, weights: list[Tensors], norm: torch.Tensor, eps: float, columns: bool
 ) -> torch.Tensor:
     """A layer's hidden states (2, C) after what was attended to (2, C), of those before (2, C)."""
-    hidden = hidden + product(attended.to(hidden.dtype), weights[0][0])
+    hidden = hidden + product(attended.to(hidden.dtype), weights[0][0], columns)
     normed = F.rms_norm(hidden, hidden.shape[-1:], norm, eps)
-    gate, up = (product(normed, weight) for weight in weights[1])
-    return hidden + product(F.silu(gate) * up, weights[2][0])
+    gate, up = (product(normed, weight, columns) for weight in weights[1])
+    return hidden + product(F.silu(gate) * up, weights[2][0], columns)
 
 
-def product(rows: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-    """Rows (2, in) times a weight (out, in); in the order of `linears` where that is faster."""
-    if rows.device.type == "cpu" and rows.dtype == torch.float32:
+def product(rows: torch.Tensor, weight: torch.Tensor, columns: bool) -> torch.Tensor:
+    """Rows (2, in) times a weight (out, in); by columns, as in `linears`, where that is faster."""
+    if columns and rows.dtype == torch.float32:
         return torch.mm(weight, rows.t()).t()
     return F.linear(rows, weight)

@@ -6,6 +6,7 @@
 from .chunks import SHARE_COLORS, buffers, context_heat_map, latency_front, rtf_shares, window_costs
 from .ladders import chunk_costs, s3gen_rungs, t3_rung_parts, t3_rungs, t3_token_times
 from .layers import MODE_STYLES, PART_COLORS, layer_heat_map, over_length, step_parts
+from .living import WAY_COLORS, decode_costs, left_by_calls
 from .result import stream_bars
 from .seams import seam_close_up, trials_board
 from .style import log_scale, origin, provenance, save, set_style, show
@@ -15,11 +16,14 @@ __all__ = [
     "MODE_STYLES",
     "PART_COLORS",
     "SHARE_COLORS",
+    "WAY_COLORS",
     "buffers",
     "chunk_costs",
     "context_heat_map",
+    "decode_costs",
     "latency_front",
     "layer_heat_map",
+    "left_by_calls",
     "log_scale",
     "origin",
     "over_length",

@@ -119,6 +119,13 @@ def test_a_language_is_asked_for(english: Any, multilingual: Any) -> None:
         lab.generate_stream(multilingual, "Hello.", language="xx")
 
 
+def test_what_says_a_text_of_its_own_finds_a_language(multilingual: Any) -> None:
+    assert lab.warm_up(multilingual) > 0
+    settings = lab.BASELINE.replace(language="fr")
+    assert lab.recommend(multilingual, "rtf", settings=settings, tokens=30, seconds=0).language == "fr"
+    assert lab.recommend(multilingual, "rtf", tokens=30, seconds=0).language is None
+
+
 def left_behind(tts: Any) -> dict[str, Any]:
     """The release's hooks on T3's layers, and what its configuration says of attention."""
     config = tts.t3.tfmr.config
