@@ -32,7 +32,7 @@ def left_by_calls(table: pd.DataFrame) -> Figure:
     calls = [f"{'its own' if way == 'release' else 'ours'} {call}" for way, call in shares.columns]
     ax.set_xticks(range(len(calls)), calls, fontsize=8)
     ax.axvline(2.5, color="white", linewidth=4)
-    ax.set(title="Manual attention (dark) or SDPA (light) in each call, and hooks left after it", xlabel="call")
+    ax.set(title="Manual attention (dark) or SDPA, and hooks left", xlabel="call")
     ax.tick_params(length=0)
     return figure
 
