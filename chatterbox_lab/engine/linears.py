@@ -172,10 +172,14 @@ def is_plain(t3: torch.nn.Module) -> bool:
     return right and known and not any(map(_is_hooked, (head, *t3.tfmr.modules())))
 
 
+_CAPTURES = "transformers.utils.output_capturing"
+"""Where the hooks come from that transformers 5 puts on all layers, for good, once somebody has asked for maps."""
+
+
 def _is_hooked(module: torch.nn.Module) -> bool:
     found = [*module._forward_hooks.values(), *module._forward_pre_hooks.values()]
     found += [module.__dict__["forward"]] if "forward" in module.__dict__ else []
-    return not all(map(is_spy, found))
+    return not all(is_spy(it) or getattr(it, "__module__", "") == _CAPTURES for it in found)
 
 
 def layer_linears(tfmr: torch.nn.Module, kind: str = "loaded") -> list[tuple[Stacked, Stacked, Stacked, Stacked]]:

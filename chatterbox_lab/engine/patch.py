@@ -34,13 +34,16 @@ class Patch(ExitStack):
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
         super().__init__()
         self.tts, self.settings, kind = tts, settings, type(tts)
-        methods = {"generate": _like_upstreams(kind.generate, self._generate, _OURS)}
-        if hasattr(kind, "generate_stream"):
-            methods["generate_stream"] = _like_upstreams(kind.generate_stream, self._generate_stream, _OURS)
+        theirs = released(tts)
+        whole = _named(kind.generate, theirs.generate)
+        methods = {"generate": _like_upstreams(whole, self._generate, _OURS)}
+        if hasattr(theirs, "generate_stream"):
+            streamed = _named(kind.generate_stream, theirs.generate_stream)
+            methods["generate_stream"] = _like_upstreams(streamed, self._generate_stream, _OURS)
         else:  # a release that does not stream: what its own generate takes, and what a stream is made by
-            methods["generate_stream"] = _like_upstreams(kind.generate, self._generate_stream, _stream_of(settings))
+            methods["generate_stream"] = _like_upstreams(whole, self._generate_stream, _stream_of(settings))
             methods["generate_stream"].__name__ = "generate_stream"
-        if _parameters(kind.prepare_conditionals) == _parameters(released(tts).prepare_conditionals):
+        if _parameters(kind.prepare_conditionals) == _parameters(theirs.prepare_conditionals):
             methods["prepare_conditionals"] = _like_upstreams(kind.prepare_conditionals, prepare_conditionals, {})
         for method in methods.values():
             method.patch = self
@@ -56,7 +59,7 @@ class Patch(ExitStack):
         """Gives the model its own class back; may be called more than once."""
         self.close()
 
-    def _generate_stream(self, tts: ChatterboxTTS, print_metrics: bool, **wanted: Any) -> Measured:
+    def _generate_stream(self, tts: ChatterboxTTS, print_metrics: bool = False, **wanted: Any) -> Measured:
         request, recording = self._asked(tts, **wanted)
 
         def made(clock: StageClock) -> Chunks:
@@ -70,7 +73,7 @@ class Patch(ExitStack):
         return said(tts, _voiced(tts, *self._asked(tts, **wanted)))
 
     def _asked(
-        self, tts: ChatterboxTTS, text: str, audio_prompt_path: Any, **wanted: Any
+        self, tts: ChatterboxTTS, text: str, audio_prompt_path: Any = None, **wanted: Any
     ) -> tuple[Request, recordings.Recording | None]:
         """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
         recording = recordings.asked(tts, audio_prompt_path)
@@ -96,6 +99,12 @@ def _voiced(tts: ChatterboxTTS, request: Request, recording: recordings.Recordin
     return replace(request, voice=voice_of(tts, conds, exaggeration))
 
 
+def _named(own: Method, theirs: Method) -> Method:
+    """The method of a derived class, or the release's where that one only passes on what it is given."""
+    kinds = {parameter.kind for parameter in inspect.signature(own).parameters.values()}
+    return theirs if kinds & {inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD} else own
+
+
 def _parameters(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
@@ -119,10 +128,11 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
         ValueError: an unknown field, a value that is not allowed, a field that belongs to the call, a second patch.
     """
     variant_of(tts)
-    own = getattr(type(tts), "generate_stream", type(tts).generate)
-    if hasattr(own, "patch"):
+    if hasattr(getattr(type(tts), "generate_stream", None), "patch"):
         raise ValueError("tts: already patched; call undo() on that patch first")
-    for name in overrides.keys() & (inspect.signature(own).parameters.keys() | _OURS.keys()):
+    taken = inspect.signature(getattr(released(tts), "generate_stream", released(tts).generate)).parameters
+    of_calls = taken.keys() | _OURS.keys() | ({"language"} if "language_id" in taken else set())
+    for name in overrides.keys() & of_calls:
         raise ValueError(f"{name}={overrides[name]!r}: belongs to generate_stream's own arguments, pass it there")
     return Patch(tts, StreamSettings().replace(**overrides))
 

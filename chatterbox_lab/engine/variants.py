@@ -106,7 +106,8 @@ def variant_of(tts: Any) -> Variant:
 
 
 def _t3_class(tts: Any) -> type:
-    return next(kind for kind in type(tts.t3).__mro__ if kind.__name__ == "T3")
+    t3 = getattr(tts.t3, "_orig_mod", tts.t3)  # compiled as a whole
+    return next((kind for kind in type(t3).__mro__ if kind.__name__ == "T3"), type(t3))
 
 
 def _named(kind: type) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -71,7 +71,7 @@ class ModelConfig:
             if name not in known:
                 raise ValueError(f"{path.name}: {name!r} is no size of a voice; there are {', '.join(known)}")
             values[name] = _like(known[name], value, f"{path.name}: {name}")
-        return cls(**values)
+        return replace(otherwise or cls(), **values)
 
 
 def _like(default: Any, value: Any, name: str) -> Any:

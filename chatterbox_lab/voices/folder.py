@@ -13,7 +13,7 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from safetensors.torch import load_file, save_file
 
 from ..files import written_whole
-from .kinds import LabTTS
+from .kinds import LabTTS, tables_of
 
 # Computed when the classes are built, so a checkpoint need not hold them (S3Tokenizer.ignore_state_dict_missing).
 _COMPUTED = ("_mel_filters", "window")
@@ -99,6 +99,9 @@ def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
                 save_file(_weights(module, half), part)
     with written_whole(folder / tts.kind.tokenizer) as part:
         tts.tokenizer.tokenizer.save(str(part), pretty=False)
+    for name, table in tables_of(tts.tokenizer).items():
+        with written_whole(folder / name) as part:
+            part.write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
     with written_whole(folder / "config.json") as part:
         part.write_text(json.dumps(asdict(tts.config), indent=1) + "\n")
     if tts.conds is not None:

@@ -21,6 +21,7 @@ from ..released import release
 from .config import ModelConfig
 
 _CANGJIE = "Cangjie5_TC.json"
+"""Codes of Chinese characters, a list of ``character<tab>code``."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +108,8 @@ def class_of(variant: str) -> type:
         return LabTTS
     theirs = getattr(kind.home(), kind.released)
     body = {"kind": kind, "__module__": __name__, "__doc__": f"Upstream's ``{kind.released}``."}
-    return type("LabMultilingualTTS", (Lab, theirs), body)
+    own = globals()["LabMultilingualTTS"] = type("LabMultilingualTTS", (Lab, theirs), body)  # where pickle looks
+    return own
 
 
 def tokenizer_of(kind: Kind, path: Path) -> Any:
@@ -118,10 +120,20 @@ def tokenizer_of(kind: Kind, path: Path) -> Any:
         return tokenizers_module.MTLTokenizer(str(path))
 
 
+def tables_of(tokenizer: Any) -> dict[str, list[str]]:
+    """What a tokenizer has read besides its own file, by the name of the file to write it to."""
+    codes = getattr(getattr(tokenizer, "cangjie_converter", None), "word2cj", {})
+    return {_CANGJIE: [f"{character}\t{code}" for character, code in codes.items()]} if codes else {}
+
+
 @contextmanager
 def _no_hub(folder: Path) -> Iterator[None]:
-    def here(**_: Any) -> str:  # upstream says in a warning what Chinese lacks without the file
-        return str(folder / _CANGJIE)
+    module = import_module("chatterbox.models.tokenizers.tokenizer")
+    cached = module.hf_hub_download
 
-    with attribute(import_module("chatterbox.models.tokenizers.tokenizer"), "hf_hub_download", here):
+    def here(repo_id: str, filename: str, **_: Any) -> str:  # upstream warns of what Chinese lacks without the file
+        file = folder / filename
+        return str(file) if file.exists() else cached(repo_id=repo_id, filename=filename, local_files_only=True)
+
+    with attribute(module, "hf_hub_download", here):
         yield

@@ -65,7 +65,9 @@ class Attention:
             )
         if self.mode != "off":
             if not self._found:
-                raise RuntimeError(f"analyzer={self.mode!r}: T3's layers run past what reads them; use analyzer='off'")
+                raise RuntimeError(
+                    f"analyzer={self.mode!r}: T3's layers run past what reads them; use analyzer='off', guard=False"
+                )
             self.rows = averaged_rows(self._found, self.heads)
         return output.last_hidden_state
 
@@ -77,8 +79,13 @@ class Attention:
         """The transformer with layers of its own where the alignment is read or upstream's analyzer has been."""
         read = {layer for layer, _ in self.heads} if self.mode != "off" else set()
         layers, config = list(tfmr.layers), unspied_config(tfmr)
+        if self.mode == "probe" and config._attn_implementation == "eager":  # the application's choice
+            config = copy.copy(config)
+            config._attn_implementation = "sdpa"
+        # transformers 5 puts hooks on the layers that it asks for maps
+        every = config is not tfmr.config or self.mode == "stock"
         for index, layer in enumerate(layers):
-            if index in read or is_spied_on(layer.self_attn) or config is not tfmr.config:
+            if every or index in read or is_spied_on(layer.self_attn):
                 layers[index] = twin(layer, self_attn=twin(layer.self_attn))
                 lift(layers[index].self_attn)
                 layers[index].self_attn.config = config

@@ -31,6 +31,8 @@ _SHORTEST = 256
 _GRAIN = 512
 _capturing = Lock()
 """PyTorch: only one capture may be underway in a process at a time."""
+_SAMPLINGS = 3
+"""Ways to sample, besides the last, whose graphs are kept: callers may choose another with every call."""
 _KEPT = 2
 """Sets of buffers that stay with the model for the next call, at full size 0.4 GB and more each."""
 
@@ -78,6 +80,8 @@ class GraphT3:
         self.seen[:, self.start] = True
         self.numbers.copy_(torch.tensor([how.cfg_weight, how.temperature]))
         self.key = ("sampling", replace(how, cfg_weight=0.0, temperature=0.0))
+        for key in [key for key in self.graphs if key[0] == "sampling" and key != self.key][:-_SAMPLINGS]:
+            del self.graphs[key]
         if self.key not in self.graphs:  # before the seed: capturing draws random numbers
             self._capture(self.key, lambda: self._pick(how))
         for window in self._windows(setup.capacity):

@@ -130,6 +130,17 @@ def test_greedy_is_a_graph_of_its_own(tts: Any, recorder: Recorder) -> None:
     assert recorder.captures == 3
 
 
+def test_ways_to_sample_are_forgotten(tts: Any, recorder: Recorder) -> None:
+    fixed = {"seed": 0, "max_new_tokens": 5, "ignore_eos": True}
+    for number in range(8):
+        said = lab.speech_tokens(tts, TEXT, backend="graph", top_p=0.5 + 0.05 * number, **fixed)
+        assert torch.equal(said, lab.speech_tokens(tts, TEXT, backend="static", top_p=0.5 + 0.05 * number, **fixed))
+    free = kept.kept(tts.t3, ("graph", "off", tuple(attention.FORK_HEADS), 2), kept.Pool)
+    found = free.take(lambda graph: True)
+    assert len([key for key in found.graphs if key[0] == "sampling"]) == 4
+    free.give(found)
+
+
 def test_two_streams_at_once_do_not_share_a_cache(tts: Any, recorder: Recorder) -> None:
     fixed = {"max_new_tokens": 20, "ignore_eos": True}
     alone = [lab.speech_tokens(tts, TEXT, seed=seed, backend="graph", **fixed) for seed in (0, 1)]

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import gc
 import inspect
 import json
+import pickle
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -18,6 +20,8 @@ from living.inner.said import LANGUAGES, TEXTS, released_tokens
 import chatterbox_lab as lab
 from chatterbox_lab.engine.request import checked
 from chatterbox_lab.engine.s3gen.flow import Flow
+from chatterbox_lab.engine.t3.backends import backend_of
+from chatterbox_lab.engine.t3.spies import remove_spies
 from chatterbox_lab.engine.variants import released, variant_of
 from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.released import release
@@ -108,6 +112,60 @@ def test_patch_puts_a_stream_beside_the_releases_own_calls(tts: Any, kind: str) 
             tts.generate("Hello.", None, max_new_tokens=3, seed=0)
     assert not hasattr(tts, "generate_stream")
     assert type(tts).generate is released(tts).generate
+
+
+def test_classes_derived_from_the_releases_are_patched(tts: Any, kind: str) -> None:
+    """As applications write them: passing on what they are given, with a stream of their own."""
+    own = type(tts)
+
+    class Passing(own):
+        def generate(self, text: str, **given: Any) -> Any:
+            return super().generate(text, **given)
+
+    class Streaming(own):
+        def generate_stream(self, text: str, chunk_tokens: int = 25) -> Any:
+            raise NotImplementedError
+
+    extra = {"language_id": "fi"} if kind == "multilingual" else {}
+    for derived in (Passing, Streaming):
+        tts.__class__ = derived
+        try:
+            with lab.patch(tts):
+                audio, _ = next(tts.generate_stream("Hi.", seed=0, max_new_tokens=5, **extra))
+                assert audio.shape[1] > 0
+            assert type(tts) is derived
+        finally:
+            tts.__class__ = own
+    if kind == "multilingual":
+        with pytest.raises(ValueError, match="language='fr': belongs to generate_stream's own arguments"):
+            lab.patch(tts, language="fr")
+
+
+def test_after_the_releases_own_call_the_fastest_backend_runs(tts: Any, kind: str) -> None:
+    config, extra = dict(vars(tts.t3.tfmr.config)), {"language": "en"} if kind == "multilingual" else {}
+    released_tokens(tts, TEXTS[1], 0, 3, **extra)
+    try:
+        assert backend_of(lab.StreamSettings(), tts.t3) == "static"
+        lab.speech_tokens(tts, TEXTS[1], weights="int8", max_new_tokens=3, seed=0, **extra)
+        hooks = sum(len(part._forward_hooks) for part in tts.t3.modules())
+        with contextlib.suppress(RuntimeError):  # SDPA of transformers 5 gives no maps
+            lab.speech_tokens(tts, TEXTS[1], analyzer="stock", backend="hf", max_new_tokens=2, seed=0, **extra)
+        assert sum(len(part._forward_hooks) for part in tts.t3.modules()) == hooks
+    finally:
+        vars(tts.t3.tfmr.config).clear()
+        vars(tts.t3.tfmr.config).update(config)
+        remove_spies(tts.t3.tfmr)
+
+
+def test_a_saved_multilingual_model_keeps_its_chinese(multilingual: Any, tmp_path: Path) -> None:
+    converter = multilingual.tokenizer.cangjie_converter
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(converter, "word2cj", {"\u4f60": "onf"})
+        patched.setattr(converter, "cj2word", {"onf": ["\u4f60"]})
+        save(multilingual, tmp_path)
+    again = lab.load(tmp_path, variant="multilingual", device="cpu").tokenizer.cangjie_converter
+    assert (again.word2cj, again.cj2word) == ({"\u4f60": "onf"}, {"onf": ["\u4f60"]})
+    assert pickle.loads(pickle.dumps(type(multilingual))) is type(multilingual)
 
 
 def test_a_language_is_asked_for(english: Any, multilingual: Any) -> None:
