@@ -19,7 +19,7 @@ from chatterbox_lab.__main__ import COMMANDS, main
 from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.study import command
 
-NAMES = ["speak", "streams", "layers", "t3", "s3gen", "sweep", "trials", "releases", "measure", "train"]
+NAMES = ["speak", "streams", "layers", "t3", "s3gen", "sweep", "trials", "releases", "living", "measure", "train"]
 MODELS = ("lab", "tiny", "random", "pretrained")
 
 
@@ -58,7 +58,7 @@ def test_every_command_explains_itself_and_its_example_is_one(name: str, capsys:
     parser.parse_args(re.findall(r'"[^"]*"|\S+', COMMANDS[name].example))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("releases", "train")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("releases", "living", "train")])
 def test_the_model_and_the_device_are_told_alike(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = help_of(capsys, name)
     known = {"trials": ("lab", "pretrained"), "measure": ("lab",)}.get(name, MODELS)
