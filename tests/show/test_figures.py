@@ -23,6 +23,11 @@ def elsewhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("CHATTERBOX_LAB_OUTPUT", str(tmp_path))
 
 
+@pytest.fixture(autouse=True)
+def style() -> None:
+    figures.set_style()  # titles stand on the left
+
+
 def test_figures_carry_where_they_come_from(tmp_path: Path) -> None:
     figures.set_style()
     drawn, axes = plt.subplots()

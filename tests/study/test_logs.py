@@ -85,5 +85,6 @@ def test_the_table_has_a_row_a_text_and_place() -> None:
 
 @pytest.mark.parametrize("module", ["logs", "fallback"])
 def test_other_releases_of_transformers_are_watched_without_chatterbox_or_pandas(module: str) -> None:
-    blocked = "import sys; sys.modules.update(chatterbox=None, pandas=None); "
-    subprocess.run([sys.executable, "-c", f"{blocked}import chatterbox_lab.study.{module}"], check=True)
+    blocked = "import sys; sys.modules.update(pandas=None); "
+    looked = "; assert 'chatterbox' not in sys.modules"
+    subprocess.run([sys.executable, "-c", f"{blocked}import chatterbox_lab.study.{module}{looked}"], check=True)
