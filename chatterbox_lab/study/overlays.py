@@ -7,7 +7,6 @@ environment has. Its own packages stay as they are.
 from __future__ import annotations
 
 import os
-from collections.abc import Sequence
 from pathlib import Path
 
 from ..files import REPOSITORY
@@ -25,12 +24,12 @@ OVERLAYS = {
 CACHE = REPOSITORY / "build" / "living"
 
 
-def environment(name: str, cache: Path = CACHE, also: Sequence[Path] = ()) -> dict[str, str]:
+def environment(name: str, cache: Path = CACHE) -> dict[str, str]:
     """The variables of a process that imports this overlay, which is installed first if it is not there yet.
 
     Raises:
         RuntimeError: it cannot be installed, with the last line of the complaint.
     """
     folder = installed(name, OVERLAYS[name], cache)
-    path = os.pathsep.join(str(part.resolve()) for part in (folder, REPOSITORY, *also))
+    path = os.pathsep.join(str(part.resolve()) for part in (folder, REPOSITORY))
     return dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")
