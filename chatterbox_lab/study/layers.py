@@ -177,7 +177,8 @@ class Step:
     def seconds(self, mode: str, layers: bool = True) -> Counter[tuple[int, str]]:
         """Seconds of one step by layer and part; ``(WHOLE, "step")`` is all of it, alone unless ``layers``."""
         timeline = Timeline(self.t3.device)
-        with self.ready(mode) as run, marked(self.t3.tfmr, timeline) if layers else ExitStack():
+        # the hooks first: modes that run copies of layers copy what is on them
+        with marked(self.t3.tfmr, timeline) if layers else ExitStack(), self.ready(mode) as run:
             synchronize(self.t3.device)
             start = time.perf_counter()
             run(timeline.mark if layers else lambda part: None)
@@ -301,8 +302,8 @@ def launches(step: Step, mode: str, repeats: int = 3) -> dict[str, Any]:
     cuda = torch.device(step.t3.device).type == "cuda"
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * cuda
     with (
+        _masks(step.t3.tfmr) as masks,  # first, as in Step.seconds
         step.ready(mode) as run,
-        _masks(step.t3.tfmr) as masks,
         quiet_profiler(),
         profile(activities=activities, acc_events=True) as profiler,
     ):

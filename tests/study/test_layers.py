@@ -49,11 +49,13 @@ def test_every_layer_part_mode_and_phase_is_a_row(profile: pd.DataFrame, voice: 
 def test_the_parts_are_the_whole_step(voice: Any, monkeypatch: pytest.MonkeyPatch, phase: str) -> None:
     step, ticks = Step(voice.t3, phase, 64), count()
     monkeypatch.setattr(layers, "time", SimpleNamespace(perf_counter=lambda: next(ticks)))  # each look takes 1
+    looks = {}
     for mode in MODES:
         spans = step.seconds(mode)
-        whole = spans.pop((WHOLE, "step"))
+        whole = looks[mode] = spans.pop((WHOLE, "step"))
         assert len(spans) == 3 * len(voice.t3.tfmr.layers) + 2
         assert sum(spans.values()) == whole - 2  # to the first mark, and from the last one on
+    assert len(set(looks.values())) == 1, looks  # no mark is missing where copies of layers run
 
 
 def test_nothing_stays_on_the_model(voice: Any, profile: pd.DataFrame) -> None:
@@ -61,7 +63,7 @@ def test_nothing_stays_on_the_model(voice: Any, profile: pd.DataFrame) -> None:
     step = Step(voice.t3, "decode", 64)
     for mode in MODES:
         timeline = layers.Timeline("cpu")
-        with step.ready(mode) as run, layers.marked(voice.t3.tfmr, timeline):
+        with layers.marked(voice.t3.tfmr, timeline), step.ready(mode) as run:
             assert hooks(voice.t3) > 0
             run(timeline.mark)
         assert hooks(voice.t3) == 0
