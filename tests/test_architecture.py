@@ -16,7 +16,7 @@ import pytest
 from chatterbox_lab.files import REPOSITORY
 
 PACKAGE = REPOSITORY / "chatterbox_lab"
-GROUND = ("files", "released", "host", "kept", "recordings")
+GROUND = ("files", "released", "host", "cpu", "kept", "recordings")
 FLOORS = (GROUND, ("engine", "voices"), ("speech",), ("study",), ("show", "training"))
 """From the ground up. A room uses those below it; rooms on one floor do not know each other."""
 FACE = ("__init__", "__main__")

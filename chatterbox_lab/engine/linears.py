@@ -15,6 +15,7 @@ from functools import cache
 import torch
 import torch.nn.functional as F
 
+from ..cpu import onednn as _onednn
 from ..kept import kept
 from .t3.spies import is_spy
 
@@ -139,13 +140,6 @@ def multiplies(dtype: torch.dtype, device: torch.device) -> bool:
     if device.type == "cpu":
         return _onednn(dtype)
     return dtype == torch.float32 or (device.type == "cuda" and torch.cuda.is_bf16_supported(including_emulation=False))
-
-
-def _onednn(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's oneDNN multiplies this dtype here."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
 
 
 def head_linear(head: torch.nn.Module, kind: str = "loaded") -> Product:

@@ -10,6 +10,7 @@ from chatterbox import tts as tts_module
 from chatterbox.tts import REPO_ID
 from huggingface_hub import snapshot_download
 
+from ..cpu import warn_of_emulation
 from ..files import LAB_VOICE
 from ..host import building
 from .build import LabTTS, assemble, random_conditionals
@@ -62,6 +63,8 @@ def load(
     if isinstance(seed, bool) or not isinstance(seed, int) or not 0 <= seed < 2**63:
         raise ValueError(f"seed={seed!r}: must be a whole number, at least 0")
     folder = None if isinstance(model, str) and model in _SIZES else _folder(model, kind)
+    if dtype == torch.bfloat16:
+        warn_of_emulation("load(dtype='bfloat16')", "dtype='float32' is what T3 was released in.", device)
     if folder is not None:
         require(folder / kind.tokenizer)
     sizes = replace(ModelConfig() if folder is not None else _SIZES[model], text_vocab=kind.text_vocab)

@@ -9,6 +9,7 @@ from weakref import finalize
 import torch
 import torch.nn.functional as F
 
+from ...cpu import warn_of_emulation
 from ...kept import Pool, kept
 from ..linears import multiplies
 from ..settings import StreamSettings
@@ -34,6 +35,8 @@ class FlowPlan:
         name = settings.flow_dtype
         if name == "auto":
             name = "bfloat16" if multiplies(torch.bfloat16, device) else "float32"
+        elif name == "bfloat16":
+            warn_of_emulation("flow_dtype='bfloat16'", "flow_dtype='auto' takes float32 here.", device)
         return cls(settings.flow, getattr(torch, name), settings.flow_steps, settings.prompt_tokens)
 
 
