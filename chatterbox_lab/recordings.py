@@ -66,8 +66,30 @@ def asked(tts: Any, source: Any) -> Recording | None:
     """
     if source is None or (isinstance(source, (str, bytes, bool)) and not source):
         return None
+    return taken(tts, source)
+
+
+def taken(tts: Any, source: Any) -> Recording:
+    """A recording that this model can take the voice of.
+
+    Raises:
+        ValueError: as `read` and `long_enough`, or the model has no speaker encoder.
+    """
     check_clones(tts)
-    return read(source)
+    return long_enough(read(source), type(tts))
+
+
+def long_enough(recording: Recording, kind: type) -> Recording:
+    """The recording, if a model of this class takes one of its length. Raises ValueError."""
+    if _levels(kind) and recording.seconds <= _COMFORTABLE:
+        text = f"{recording.seconds:.2f} s long, must be longer than {_COMFORTABLE:g} s for Turbo and Nano"
+        raise _refused(recording.name, text)
+    return recording
+
+
+def _levels(kind: type) -> bool:
+    """Whether models of this class bring a recording to one loudness, and refuse short ones: Turbo and Nano do."""
+    return hasattr(kind, "norm_loudness")
 
 
 def read(source: Any) -> Recording:
@@ -258,19 +280,29 @@ def _noise_below(samples: np.ndarray, rate: int) -> float:
     return float(10 * np.log10(power.mean(axis=0).sum() / max(steady, 1e-20)))
 
 
-def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5) -> Any:
+def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5, norm_loudness: bool = True) -> Any:
     """Upstream's ``Conditionals`` of a recording, the caller's own: what the model's class makes of it, without graph.
 
     The last 16 recordings, told apart by their content, are kept with the model until its weights change.
 
+    Args:
+        tts: a Chatterbox.
+        recording: what `taken` gave.
+        exaggeration: of the conditionals.
+        norm_loudness: whether the recording is brought to -27 LUFS first; for Turbo and Nano alone.
+
     Raises:
-        ValueError: the model has no speaker encoder, or the exaggeration is no number from 0.
+        ValueError: the model has no speaker encoder, the exaggeration is no number from 0, or ``norm_loudness`` neither
+            True nor False.
     """
     check_clones(tts)
     strength = _strength(exaggeration)
+    if not isinstance(norm_loudness, bool):
+        raise ValueError(f"norm_loudness={norm_loudness!r}: must be True or False")
+    how = {"norm_loudness": norm_loudness} if _levels(type(tts)) else {}
     with apart(tts.device), torch.inference_mode(False), torch.no_grad():
-        content = torch.frombuffer(bytearray(recording.content), dtype=torch.uint8)
-        conds = copy.deepcopy(_recent(tts).value({"content": content}, lambda: _prepare(tts, recording)))
+        content = torch.frombuffer(bytearray(recording.content + bytes(how.values())), dtype=torch.uint8)
+        conds = copy.deepcopy(_recent(tts).value({"content": content}, lambda: _prepare(tts, recording, **how)))
         conds.t3.emotion_adv = torch.full_like(conds.t3.emotion_adv, strength)
         conds.t3.to(dtype=tts.t3.speech_head.weight.dtype)
     return conds
@@ -299,7 +331,7 @@ def _recent(tts: Any) -> Recent:
     return kept(tts.s3gen, ("recordings", _released(type(tts))), WeakKeyDictionary).setdefault(encoder, Recent(_KEPT))
 
 
-def _prepare(tts: Any, recording: Recording) -> Any:
+def _prepare(tts: Any, recording: Recording, **how: bool) -> Any:
     import librosa
     import soundfile
     from chatterbox.models.s3gen import S3GEN_SR
@@ -318,7 +350,7 @@ def _prepare(tts: Any, recording: Recording) -> Any:
     with _one_at_a_time, building():
         loud, s3gen_module.logging = s3gen_module.logging, _QUIET
         try:
-            _released(type(tts))(twin, file)
+            _released(type(tts))(twin, file, **how)
         finally:
             s3gen_module.logging = loud
     return twin.conds

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 import string
 import tempfile
@@ -41,6 +42,8 @@ from .head import FlowCodesHead
 from .kinds import KINDS, Kind, LabTTS, class_of, tokenizer_of
 
 PROMPT_TOKENS = 250  # the ten-second voice prompt that S3Gen takes: ChatterboxTTS.DEC_COND_LEN at 25 Hz
+TAGS = ("[clear throat]", "[sigh]", "[shush]", "[cough]", "[groan]", "[sniff]", "[gasp]", "[chuckle]", "[laugh]")
+"""Sounds that Turbo and Nano make where a text has them (those of upstream's demo)."""
 
 
 class NoWatermark:
@@ -54,37 +57,54 @@ class NoWatermark:
 def assemble(config: ModelConfig, tokenizer: Path | None, watermark: bool, variant: str = "english") -> LabTTS:
     """A model of these sizes on the CPU, weights as PyTorch draws them; None is a tokenizer of single letters."""
     own, perth = class_of(variant), getattr(tts_module, "perth", None)
-    t3 = _t3(config)
+    t3 = _t3(config, own.kind)
     voice_encoder = VoiceEncoder(_voice_encoder_config(config)) if config.clone else None
     with contextlib.redirect_stdout(None), contextlib.ExitStack() as stack:  # PerTh prints which weights it loaded
         # logging.info() itself, which upstream's flow calls, would set up the application's logging
         stack.enter_context(attribute(flow_module, "logging", logging.getLogger(flow_module.__name__)))
         if not watermark and perth is not None:
             stack.enter_context(attribute(perth, "PerthImplicitWatermarker", NoWatermark))
-        tts = own(t3, SizedS3Gen(config), voice_encoder, _tokenizer(tokenizer, own.kind), "cpu")
+        tts = own(t3, SizedS3Gen(config, own.kind.turbo), voice_encoder, _tokenizer(tokenizer, own.kind), "cpu")
     tts.config = config
+    if hasattr(tts, "model_label"):  # in what chatterbox-light warns of
+        tts.model_label = variant.title()
     return tts
 
 
-def _t3(config: ModelConfig) -> T3:
-    sizes = dict(
+def _t3(config: ModelConfig, kind: Kind = KINDS["english"]) -> T3:
+    hp = T3Config()
+    hp.text_tokens_dict_size, hp.speech_tokens_dict_size = config.text_vocab, config.speech_vocab
+    if kind.turbo:  # ChatterboxTurboTTS.from_local
+        hp.input_pos_emb, hp.speech_cond_prompt_len = None, 375
+        hp.use_perceiver_resampler = hp.emotion_adv = False
+    with _backbone(_gpt2_sizes(config) if kind.turbo else _llama_sizes(config)) as hp.llama_config_name:
+        t3 = T3(hp)
+    if kind.turbo:
+        del t3.tfmr.wte
+    elif config.t3_size != 1024:  # the Perceiver is 1024 wide whatever the size of T3
+        t3.cond_enc.perceiver = Perceiver(pre_attention_query_size=config.t3_size, embedding_dim=config.t3_size)
+    if not config.trained:
+        t3.speech_head = FlowCodesHead(t3.dim, hp.speech_tokens_dict_size, bias=kind.turbo)
+    return t3
+
+
+def _llama_sizes(config: ModelConfig) -> dict[str, Any]:
+    return dict(
         LLAMA_CONFIGS["Llama_520M"], hidden_size=config.t3_size, intermediate_size=config.t3_mlp,
         num_hidden_layers=config.t3_layers, num_attention_heads=config.t3_heads,
         num_key_value_heads=config.t3_heads, head_dim=config.t3_size // config.t3_heads,
     )  # fmt: skip
-    hp = T3Config()
-    hp.text_tokens_dict_size, hp.speech_tokens_dict_size = config.text_vocab, config.speech_vocab
-    with _llama_sizes(sizes) as hp.llama_config_name:
-        t3 = T3(hp)
-    if config.t3_size != 1024:  # the Perceiver is 1024 wide whatever the size of T3
-        t3.cond_enc.perceiver = Perceiver(pre_attention_query_size=config.t3_size, embedding_dim=config.t3_size)
-    if not config.trained:
-        t3.speech_head = FlowCodesHead(t3.dim, hp.speech_tokens_dict_size, bias=False)
-    return t3
+
+
+def _gpt2_sizes(config: ModelConfig) -> dict[str, Any]:
+    return dict(
+        LLAMA_CONFIGS["GPT2_medium"], n_embd=config.t3_size, hidden_size=config.t3_size, n_inner=config.t3_mlp,
+        n_layer=config.t3_layers, n_head=config.t3_heads, vocab_size=config.text_vocab,
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
-def _llama_sizes(sizes: dict[str, Any]) -> Iterator[str]:
+def _backbone(sizes: dict[str, Any]) -> Iterator[str]:
     LLAMA_CONFIGS["chatterbox_lab"] = sizes  # T3 takes its size from this dictionary only
     try:
         yield "chatterbox_lab"
@@ -95,16 +115,16 @@ def _llama_sizes(sizes: dict[str, Any]) -> Iterator[str]:
 class SizedS3Gen(S3Gen):
     """S3Gen from the same parts as upstream's, in the sizes of a `ModelConfig`."""
 
-    def __init__(self, config: ModelConfig) -> None:
+    def __init__(self, config: ModelConfig, meanflow: bool = False) -> None:
         torch.nn.Module.__init__(self)  # upstream's own __init__ builds the full size
-        self.meanflow = False
+        self.meanflow = meanflow
         self.mel_extractor = mel_spectrogram
         self.resamplers: dict[str, Any] = {}
         if config.clone:
             self.tokenizer = _speech_tokenizer(config)
             self.speaker_encoder = CAMPPlus(growth_rate=config.speaker_growth)
         self.flow = CausalMaskedDiffWithXvec(
-            input_size=config.encoder_size, encoder=_encoder(config), decoder=_flow_decoder(config)
+            input_size=config.encoder_size, encoder=_encoder(config), decoder=_flow_decoder(config, meanflow)
         )
         self.mel2wav = _vocoder(config)
         # Upstream's fade-in of the first 40 ms: 20 ms of silence, then 20 ms of raised cosine.
@@ -141,12 +161,15 @@ def _encoder(config: ModelConfig) -> UpsampleConformerEncoder:
     return encoder
 
 
-def _flow_decoder(config: ModelConfig) -> CausalConditionalCFM:
+def _flow_decoder(config: ModelConfig, meanflow: bool) -> CausalConditionalCFM:
     unet = ConditionalDecoder(
         in_channels=320, out_channels=80, causal=True, channels=[config.unet_size], dropout=0.0,
         attention_head_dim=config.unet_head_size, n_blocks=config.unet_blocks,
         num_mid_blocks=config.unet_mid_blocks, num_heads=config.unet_heads, act_fn="gelu",
+        **({"meanflow": True} if meanflow else {}),  # the fork has no such argument
     )  # fmt: skip
+    if meanflow and not config.trained:
+        unet.time_embed_mixer.reset_parameters()  # upstream's initial weights ignore a step's end time
     return CausalConditionalCFM(spk_emb_dim=80, cfm_params=CFM_PARAMS, estimator=unet)
 
 
@@ -168,13 +191,26 @@ def _voice_encoder_config(config: ModelConfig) -> VoiceEncConfig:
 def _tokenizer(path: Path | None, kind: Kind) -> Any:
     if path is not None:
         return tokenizer_of(kind, path)
-    letters = letter_tokenizer()
-    if kind is KINDS["multilingual"]:
-        letters.add_special_tokens([f"[{code}]" for code in kind.home().SUPPORTED_LANGUAGES])
     with tempfile.TemporaryDirectory() as folder:  # upstream's tokenizers read only files
-        file = Path(folder) / kind.tokenizer
+        file = Path(folder) / kind.tokenizer[0][0]
+        if kind.turbo:
+            _write_bytes_tokenizer(file)
+            return tokenizer_of(kind, file)
+        letters = letter_tokenizer()
+        if kind is KINDS["multilingual"]:
+            letters.add_special_tokens([f"[{code}]" for code in kind.home().SUPPORTED_LANGUAGES])
         letters.save(str(file))
         return tokenizer_of(kind, file)
+
+
+def _write_bytes_tokenizer(config: Path) -> None:
+    """A tokenizer like GPT-2's that has merged nothing: one token a byte; `TAGS` are tokens, as in Turbo's."""
+    letters = [*sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet()), "<|endoftext|>"]
+    tags = {tag: len(letters) + i for i, tag in enumerate(TAGS)}
+    (config.parent / "vocab.json").write_text(json.dumps({letter: i for i, letter in enumerate(letters)}))
+    (config.parent / "merges.txt").write_text("#version: 0.2\n")
+    (config.parent / "added_tokens.json").write_text(json.dumps(tags))
+    config.write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer", "model_max_length": 1024}))
 
 
 def letter_tokenizer() -> tokenizers.Tokenizer:

@@ -6,6 +6,7 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict
 from pathlib import Path
+from tempfile import TemporaryDirectory
 from typing import Any
 
 import torch
@@ -13,15 +14,17 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from safetensors.torch import load_file, save_file
 
 from ..files import written_whole
-from .kinds import LabTTS, tables_of
+from .kinds import LabTTS, write_tokenizer
 
 # Computed when the classes are built, so a checkpoint need not hold them (S3Tokenizer.ignore_state_dict_missing).
 _COMPUTED = ("_mel_filters", "window")
+# GPT-2's own embedding of words, which released weights hold and T3 does without (ChatterboxTurboTTS.from_local).
+_UNUSED = "tfmr.wte.weight"
 
 
 def fill(tts: LabTTS, folder: Path) -> None:
     """Loads weights and voice of a folder into a model of its sizes. Raises ValueError or FileNotFoundError."""
-    parts = {tts.kind.t3: tts.t3, ("s3gen",): tts.s3gen} | ({("ve",): tts.ve} if tts.config.clone else {})
+    parts = {tts.kind.t3: tts.t3, (tts.kind.s3gen,): tts.s3gen} | ({("ve",): tts.ve} if tts.config.clone else {})
     for names, module in parts.items():
         _load_weights(module, folder, names)
     if (folder / "conds.pt").exists():
@@ -30,9 +33,7 @@ def fill(tts: LabTTS, folder: Path) -> None:
 
 
 def _load_weights(module: torch.nn.Module, folder: Path, names: Sequence[str]) -> None:
-    paths = [folder / f"{name}{ending}" for name in names for ending in (".safetensors", ".pt")]
-    path = next((path for path in paths if path.exists()), paths[-1])
-    require(path, " or ".join(path.name for path in paths))
+    path = find(folder, *(f"{name}{ending}" for name in names for ending in (".safetensors", ".pt")))
     name = path.stem
     state = _read(path)
     if "model" in state:  # the released t3_cfg.pt wraps its weights
@@ -62,7 +63,7 @@ def _read_conds(path: Path) -> dict[str, Any]:
 
 def _check_keys(expected: dict[str, torch.Tensor], found: dict[str, torch.Tensor], where: str) -> None:
     missing = [key for key in expected if key not in found and not key.endswith(_COMPUTED)]
-    unknown = [key for key in found if key not in expected and not key.endswith(_COMPUTED)]
+    unknown = [key for key in found if key not in expected and not key.endswith((*_COMPUTED, _UNUSED))]
     shapes = [
         f"{key} {tuple(found[key].shape)} instead of {tuple(tensor.shape)}"
         for key, tensor in expected.items()
@@ -78,11 +79,13 @@ def _some(kind: str, keys: list[str]) -> str:
     return f"{kind}: {', '.join(keys[:3])}{more}" if keys else ""
 
 
-def require(path: Path, names: str = "") -> None:
-    """Raises FileNotFoundError, with what the folder holds, unless the file is there."""
-    if not path.is_file():
-        there = ", ".join(sorted(file.name for file in path.parent.iterdir())) or "nothing"
-        raise FileNotFoundError(f"{path.parent}: no {names or path.name}; the folder holds {there}")
+def find(folder: Path, *names: str) -> Path:
+    """The first of these files that is there; raises FileNotFoundError, with what the folder holds, for none."""
+    found = next((folder / name for name in names if (folder / name).is_file()), None)
+    if found is None:
+        there = ", ".join(sorted(file.name for file in folder.iterdir())) or "nothing"
+        raise FileNotFoundError(f"{folder}: no {' or '.join(names)}; the folder holds {there}")
+    return found
 
 
 def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
@@ -97,11 +100,10 @@ def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
         if module is not None:
             with written_whole(folder / f"{name}.safetensors") as part:
                 save_file(_weights(module, half), part)
-    with written_whole(folder / tts.kind.tokenizer) as part:
-        tts.tokenizer.tokenizer.save(str(part), pretty=False)
-    for name, table in tables_of(tts.tokenizer).items():
-        with written_whole(folder / name) as part:
-            part.write_text(json.dumps(table, ensure_ascii=False), encoding="utf-8")
+    with TemporaryDirectory(prefix=".tokenizer", dir=folder) as scratch:
+        write_tokenizer(tts.kind, tts.tokenizer, Path(scratch))
+        for file in Path(scratch).iterdir():
+            file.replace(folder / file.name)
     with written_whole(folder / "config.json") as part:
         part.write_text(json.dumps(asdict(tts.config), indent=1) + "\n")
     if tts.conds is not None:
@@ -113,5 +115,7 @@ def save(tts: LabTTS, folder: str | Path, *, half: bool = False) -> Path:
 def _weights(module: torch.nn.Module, half: bool = False) -> dict[str, torch.Tensor]:
     """The module's own weights; upstream's inference hangs a second view of T3 into it as ``patched_model``."""
     own = {key: value for key, value in module.state_dict().items() if not key.startswith("patched_model.")}
+    if hasattr(module, "is_gpt") and module.is_gpt:  # the release loads nothing without it
+        own[_UNUSED] = torch.zeros(module.cfg.vocab_size, module.dim)
     stored = {key: value.half() if half and value.is_floating_point() else value for key, value in own.items()}
     return {key: value.detach().cpu().contiguous() for key, value in stored.items()}
