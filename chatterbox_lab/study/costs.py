@@ -10,10 +10,12 @@ from typing import Any
 
 import numpy as np
 import pandas as pd
+import torch
 from chatterbox.models.t3 import T3
 from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
+from ..cpu import emulation
 from ..engine.clock import StageClock
 from ..engine.linears import is_plain
 from ..engine.request import checked
@@ -22,6 +24,7 @@ from ..engine.settings import BASELINE, StreamSettings, whole_number
 from ..engine.stream import speech_tokens
 from ..engine.t3.backends import BACKENDS
 from .chunks import PROMPTS, measured_chunks
+from .machine import in_words, machine_facts
 from .playout import expected
 from .turns import to_and_fro
 
@@ -210,7 +213,8 @@ def recommend(
         target: ``"latency"``: the smallest first chunk without an underrun, and growing ones after it. ``"balanced"``:
             the same where everything may take 1.5 times as long. ``"rtf"``: the smallest fixed chunk that comes near
             the lowest RTF, for files.
-        settings: what is kept: context, sampling, analyzer and guard; ``max_chunk_size`` is the largest chunk.
+        settings: what is kept: context, sound, sampling, analyzer and guard; ``max_chunk_size`` is the largest chunk.
+            Only a ``flow_dtype="bfloat16"`` that is slower here, because this CPU emulates it, becomes ``"auto"``.
         backends: of T3; the fastest is taken. By default all that say upstream's tokens and start within seconds.
         tokens: see `calibrate`.
         seconds: see `calibrate`.
@@ -220,10 +224,23 @@ def recommend(
     """
     if target not in TARGETS:
         raise ValueError(f"target={target!r}: must be one of {', '.join(map(repr, TARGETS))}")
+    settings, why = _multiplied(settings, tts.s3gen.device)
     times = token_seconds(tts, settings, exact_backends(tts.t3, settings) if backends is None else backends)
     settings = settings.replace(backend=min(times, key=times.get))
     found = calibrate(tts, settings, tokens=tokens, seconds=seconds)
-    return advise(found.costs, target, settings, times)
+    advised = advise(found.costs, target, settings, times)
+    where = in_words(machine_facts(tts.device))
+    return replace(advised, reason=f"On {where}: {advised.reason}{why}")
+
+
+def _multiplied(settings: StreamSettings, device: torch.device) -> tuple[StreamSettings, str]:
+    """The settings without a dtype that is slower here, and why; they keep their way on other machines."""
+    costs = emulation(device) if settings.flow_dtype == "bfloat16" else {}
+    if not costs:
+        return settings, ""
+    slower = f"{costs[max(costs)]:.2g} times as long as in float32"
+    why = f" flow_dtype='auto', since this CPU emulates bfloat16, whose products take {slower}."
+    return settings.replace(flow_dtype="auto"), why
 
 
 def exact_backends(t3: T3, settings: StreamSettings) -> list[str]:

@@ -16,9 +16,11 @@ import torch
 
 from ..engine.clock import StageClock
 from ..engine.linears import multiplies
-from ..files import REPOSITORY
+from ..files import DATA, REPOSITORY
+from ..released import DISTRIBUTIONS, release
 
-RECORDED_PACKAGES = ("torch", "transformers", "chatterbox-streaming", "diffusers")
+CHATTERBOX = (*DISTRIBUTIONS, "chatterbox")
+"""The columns of which a record has one, under which it names the Chatterbox that was imported."""
 CPU_KIND = ("cpu_family", "cpu_model", "cpu_capability", "bfloat16")
 """The columns that tell apart two CPUs of one name; records made before they were kept lack them."""
 _CPUINFO = Path("/proc/cpuinfo")
@@ -46,22 +48,31 @@ def machine_facts(device: str | torch.device = "cpu") -> dict[str, Any]:
         "python": platform.python_version(),
         "cuda": torch.version.cuda or "none",
     }
-    facts.update({name: _version(name) for name in RECORDED_PACKAGES})
+    facts |= {"torch": _version("torch"), "transformers": _version("transformers")}
+    facts |= _chatterbox() | {"diffusers": _version("diffusers")}
     facts["commit"] = commit()
     facts["date"] = datetime.now(UTC).strftime("%Y-%m-%d")
     return facts
 
 
 def commit() -> str:
-    """The repository's short commit, ``+`` appended when the package differs from it; ``unknown`` outside git."""
-    git = ["git", "-C", str(REPOSITORY)]
+    """This checkout's short commit, ``+`` appended when the package differs from it.
+
+    ``unknown`` where the package is no checkout of its own, such as one that is installed inside another repository.
+    """
+    git, code = ["git", "-C", str(REPOSITORY)], REPOSITORY / "chatterbox_lab"
     try:
-        head = subprocess.run([*git, "rev-parse", "--short", "HEAD"], capture_output=True, text=True, check=True)
-        code = [str(REPOSITORY / "chatterbox_lab")]
-        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", *code]).returncode == 0
+        found = subprocess.run(
+            [*git, "rev-parse", "--show-toplevel", "--short", "HEAD"], capture_output=True, text=True, check=True
+        )
+        subprocess.run([*git, "ls-files", "--error-unmatch", str(code)], capture_output=True, check=True)
+        clean = subprocess.run([*git, "diff", "--quiet", "HEAD", "--", str(code)])
     except (OSError, subprocess.CalledProcessError):
         return "unknown"
-    return head.stdout.strip() + ("" if clean else "+")
+    top, head = found.stdout.splitlines()
+    if Path(top).resolve() != REPOSITORY or DATA.parent != REPOSITORY:  # a wheel has its data inside the package
+        return "unknown"
+    return head + "+" * clean.returncode
 
 
 def in_words(facts: Mapping[str, Any]) -> str:
@@ -75,6 +86,13 @@ def in_words(facts: Mapping[str, Any]) -> str:
     known = isinstance(capability, str)  # else missing, or nan in a table with newer records
     kind = f" with {capability}" + " and bfloat16" * (str(facts.get("bfloat16")) == "True") if known else ""
     return f"{facts['machine']}{kind}, {facts['cores']} cores"
+
+
+def kind_in_words(facts: Mapping[str, Any]) -> str:
+    """`in_words`, with what else tells two CPUs of one name apart, where the record knows it."""
+    numbers = {name: facts.get(f"cpu_{name}") for name in ("family", "model") if facts["device"] == "cpu"}
+    known = (f", {name} {number:.0f}" for name, number in numbers.items() if isinstance(number, (int, float)))
+    return in_words(facts) + "".join(text for text in known if not text.endswith("nan"))
 
 
 def _cpu_name() -> str:
@@ -93,6 +111,15 @@ def _cpuinfo(name: str) -> str:
 
 def _number(text: str) -> int | str:
     return int(text) if text.isdecimal() else ""
+
+
+def _chatterbox() -> dict[str, str]:
+    """The Chatterbox that is imported, of whichever are installed: its version under its name."""
+    try:
+        found = release()
+    except (LookupError, RuntimeError):  # a source tree by itself, or two releases in one folder
+        return {"chatterbox": "unknown"}
+    return {found.distribution: found.version} if found.distribution in DISTRIBUTIONS else {"chatterbox": str(found)}
 
 
 def _version(package: str) -> str:

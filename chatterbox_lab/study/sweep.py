@@ -25,7 +25,7 @@ from ..voices.load import DTYPES, load, pick_device
 from . import command
 from .chunks import PROMPTS, TOKENS_PER_CHARACTER, measured_chunks
 from .logs import quiet
-from .machine import machine_facts
+from .machine import CHATTERBOX, kind_in_words, machine_facts
 from .playout import play
 from .records import Record
 from .turns import to_and_fro
@@ -172,8 +172,8 @@ def measure(
     jobs = None if jobs is None else whole_number("jobs", jobs, 1)
     if not points:
         raise ValueError("points=[]: must have at least one, see grid")
-    same = ("model", "device", "commit", "torch", "chatterbox-streaming", "seed", "watermark")
-    record.check({name: _facts(sweep)[name] for name in same})
+    same = ("model", "device", "commit", "torch", *CHATTERBOX, "seed", "watermark")
+    record.check({name: value for name, value in _facts(sweep).items() if name in same})
     record.rows = [row for row in record.rows if not isinstance(row.get("error"), str)]
     done = {tuple(row[name] for name in RUN) for row in record.rows}
     fixed = {name: _facts(sweep)[name] for name in ("device", "dtype")}
@@ -192,13 +192,17 @@ def measure(
 
 
 def by_run(table: pd.DataFrame) -> pd.DataFrame:
-    """One row a run: RTF, first chunk, chunks, and what a listener gets who starts with the first chunk."""
-    found = []
-    for key, chunks in table[table["error"].isna()].groupby(RUN, sort=False):
+    """One row a run: RTF, first chunk, chunks, and what a listener gets who starts with the first chunk.
+
+    Where the table has several machines, or kinds of CPU, ``on`` says which.
+    """
+    table, found = table[table["error"].isna()], []
+    table = table.assign(on=[kind_in_words(row) for row in table.to_dict("records")])
+    for key, chunks in table.groupby(["on", *RUN], sort=False):
         chunks = chunks.sort_values("chunk")
         heard = play(chunks["arrival_seconds"].tolist(), chunks["audio_seconds"].tolist())
         found.append(
-            dict(zip(RUN, key, strict=True))
+            dict(zip(["on", *RUN], key, strict=True))
             | {
                 "rtf": chunks["arrival_seconds"].iloc[-1] / chunks["audio_seconds"].sum(),
                 "first_chunk": chunks["arrival_seconds"].iloc[0],
@@ -207,15 +211,18 @@ def by_run(table: pd.DataFrame) -> pd.DataFrame:
                 "silence": heard.silence,
             }
         )
-    return pd.DataFrame(found)
+    runs = pd.DataFrame(found)
+    return runs if len(set(table["on"])) > 1 else runs.drop(columns="on", errors="ignore")
 
 
 def summary(table: pd.DataFrame) -> pd.DataFrame:
     """Medians over the rounds of each point, the range of its RTF, and whether it is on the Pareto front.
 
-    The front is, for each device, dtype and prompt, of the points that no other beats in both RTF and first chunk.
+    The front is, for each device, dtype and prompt, of the points that no other beats in both RTF and first chunk. No
+    median and no front mixes machines: see `by_run`.
     """
-    each = by_run(table).groupby(RUN[:-1], sort=False)
+    runs = by_run(table)
+    each = runs.groupby([name for name in ("on", *RUN[:-1]) if name in runs], sort=False)
     found = pd.DataFrame(
         {
             "RTF": each["rtf"].median(),
@@ -227,9 +234,14 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
             "silence (s)": each["silence"].median(),
         }
     ).reset_index()
-    where = found.groupby(["device", "dtype", "prompt"], sort=False, group_keys=False)
+    where = found.groupby(_place(found), sort=False, group_keys=False)
     found["front"] = pd.concat([_front(group) for _, group in where])
     return found
+
+
+def _place(table: pd.DataFrame) -> list[str]:
+    """The columns of a summary within which points are compared."""
+    return [name for name in ("on", *RUN[:3]) if name in table]
 
 
 def _front(points: pd.DataFrame) -> pd.Series:
@@ -283,15 +295,18 @@ def _shortened(ref: dict[str, Any], divisor: int) -> dict[str, Any]:
 
 
 def report(table: pd.DataFrame) -> str:
-    """The summary of every device, dtype and prompt for a terminal, and what failed."""
-    parts = []
-    for (device, dtype, prompt), rows in summary(table).groupby(["device", "dtype", "prompt"], sort=False):
-        rows = rows.drop(columns=["device", "dtype", "prompt"])
-        rows = rows.drop(columns=[name for name in SETTING[2:] if len(set(rows[name])) == 1])
-        parts.append(f"{device}, T3 in {dtype}, {prompt}:\n{rows.to_string(index=False, float_format='%.3f')}\n")
+    """The summary of every machine, dtype and prompt for a terminal, and what failed."""
     failed = table[table["error"].notna()]
-    parts += [f"FAILED {row.prompt}, chunk {row.chunk_size}, {row.backend}: {row.error}" for row in failed.itertuples()]
-    return "\n".join(parts)
+    lost = [f"FAILED {row.prompt}, chunk {row.chunk_size}, {row.backend}: {row.error}" for row in failed.itertuples()]
+    if len(failed) == len(table):
+        return "\n".join(lost)
+    parts, points = [], summary(table)
+    for (*on, device, dtype, prompt), rows in points.groupby(_place(points), sort=False):
+        rows = rows.drop(columns=_place(points))
+        rows = rows.drop(columns=[name for name in SETTING[2:] if len(set(rows[name])) == 1])
+        title = ", ".join([*on, device, f"T3 in {dtype}", prompt])
+        parts.append(f"{title}:\n{rows.to_string(index=False, float_format='%.3f')}\n")
+    return "\n".join(parts + lost)
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
@@ -338,6 +353,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _record_windows(sweep: Sweep, record: Record, rounds: int) -> None:
     """Records `windows` of the sweep's model, and prints their medians."""
+    record.check(_facts(sweep))
     rows = windows(_model(sweep), rounds=rounds, seed=sweep.seed)
     for row in tqdm(rows, "windows", rounds * len(WINDOWS)):
         record.add([row | _facts(sweep)])

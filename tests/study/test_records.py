@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -7,6 +9,7 @@ import pandas as pd
 import pytest
 import torch
 
+from chatterbox_lab import released
 from chatterbox_lab.study import machine, records
 
 
@@ -23,6 +26,63 @@ def test_every_measurement_knows_its_machine() -> None:
     assert facts["transformers"] == "4.46.3"
     assert facts["chatterbox-streaming"] == "0.1.2"
     assert not any(isinstance(value, str) and "/" in value for value in facts.values())
+
+
+def test_a_record_names_the_chatterbox_that_is_imported(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "chatterbox").mkdir()
+    for name in ("__init__.py", "tts.py"):
+        (tmp_path / "chatterbox" / name).touch()
+    monkeypatch.delitem(sys.modules, "chatterbox")  # else its own place is asked, not sys.path
+    monkeypatch.syspath_prepend(tmp_path)
+    facts = machine.machine_facts()  # a source tree that nobody has installed
+    assert {name: facts.get(name) for name in machine.CHATTERBOX if name in facts} == {"chatterbox": "unknown"}
+    beside = tmp_path / "chatterbox_tts-0.1.7.dist-info"
+    beside.mkdir()
+    (beside / "METADATA").write_text("Metadata-Version: 2.1\nName: chatterbox-tts\nVersion: 0.1.7\n")
+    (beside / "top_level.txt").write_text("chatterbox\n")
+    released._owner.cache_clear()
+    facts = machine.machine_facts()
+    assert {name: facts.get(name) for name in machine.CHATTERBOX if name in facts} == {"chatterbox-tts": "0.1.7"}
+
+
+def git(folder: Path, *arguments: str) -> str:
+    named = ["-c", "user.name=test", "-c", "user.email=test@example.org", "-c", "commit.gpgsign=false"]
+    done = subprocess.run(["git", "-C", str(folder), *named, *arguments], capture_output=True, text=True, check=True)
+    return done.stdout.strip()
+
+
+def test_a_commit_is_that_of_the_packages_own_checkout(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    repository = tmp_path.resolve() / "repository"
+    installed = repository / "venv" / "site-packages"
+
+    def put(where: Path, data: Path) -> None:
+        (where / "chatterbox_lab").mkdir(parents=True, exist_ok=True)
+        (where / "chatterbox_lab" / "files.py").write_text("1\n")
+        monkeypatch.setattr(machine, "REPOSITORY", where)
+        monkeypatch.setattr(machine, "DATA", data)
+
+    put(repository, repository / "data")
+    assert machine.commit() == "unknown"  # outside git
+    git(repository, "init", "-q")
+    assert machine.commit() == "unknown"  # without a commit
+    (repository / "application.py").write_text("1\n")
+    git(repository, "add", "application.py")
+    git(repository, "commit", "-qm", "An application")
+    assert machine.commit() == "unknown"  # copied into it
+    git(repository, "add", "chatterbox_lab")
+    git(repository, "commit", "-qm", "The package")
+    assert machine.commit() == git(repository, "rev-parse", "--short", "HEAD")
+    (repository / "application.py").write_text("2\n")
+    assert machine.commit() == git(repository, "rev-parse", "--short", "HEAD")
+    (repository / "chatterbox_lab" / "files.py").write_text("2\n")
+    assert machine.commit() == git(repository, "rev-parse", "--short", "HEAD") + "+"
+    monkeypatch.setattr(machine, "DATA", repository / "chatterbox_lab" / "data")
+    assert machine.commit() == "unknown"  # a wheel
+    put(installed, installed / "data")
+    assert machine.commit() == "unknown"
+    git(repository, "add", "-A")
+    git(repository, "commit", "-qm", "Everything")
+    assert machine.commit() == "unknown"  # part of another repository
 
 
 def test_two_cpus_of_one_name_are_told_apart(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -48,6 +108,11 @@ def test_a_machine_is_told_with_its_kind_where_the_record_knows_it() -> None:
     new = old | {"cpu_capability": "AVX512", "bfloat16": True}
     assert records.described(new | {"model": "lab"}) == "here with AVX512 and bfloat16, 2 cores, lab"
     assert machine.in_words(new | {"device": "cuda", "machine": "GPU"}) == "GPU"
+    assert machine.kind_in_words(new | {"cpu_family": 25.0, "cpu_model": 17}).endswith(", family 25, model 17")
+    for unknown in ("", None, float("nan")):
+        untold = {"cpu_family": unknown, "cpu_model": unknown}
+        assert machine.kind_in_words(new | untold) == machine.in_words(new)
+    assert machine.kind_in_words(new | {"device": "cuda", "machine": "GPU", "cpu_family": 25}) == "GPU"
 
 
 @pytest.mark.parametrize("kind", ["data", "figures"])

@@ -17,7 +17,7 @@ from chatterbox_lab.engine.s3gen.encoder import Encoder
 from chatterbox_lab.engine.s3gen.vocoder import Vocoder
 from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import StreamSettings
-from chatterbox_lab.study import chunks, sweep
+from chatterbox_lab.study import chunks, machine, sweep
 from chatterbox_lab.study.chunks import chunks_of, measured_chunks
 from chatterbox_lab.study.records import Record
 from chatterbox_lab.voices.build import LabTTS
@@ -224,7 +224,7 @@ def stream(times: list[float]) -> Any:
 
 def rows_of(times: list[float], chunk_size: int) -> list[dict[str, Any]]:
     key = sweep.Point("short", StreamSettings(chunk_size=chunk_size)).key
-    facts = {"device": "cpu", "dtype": "float32", "round": 0, "error": None}
+    facts = {"machine": "here", "cores": 2, "device": "cpu", "dtype": "float32", "round": 0, "error": None}
     return [facts | key | row for row in chunks_of(stream(times))]
 
 
@@ -236,6 +236,67 @@ def test_runs_say_what_a_listener_gets() -> None:
     assert found.loc[50, "RTF"] == 0.5
     assert found["front"].to_dict() == {25: False, 50: True, 75: False}
     assert table["t3_seconds"].tolist()[:3] == [0.5, 0.25, 1.25]
+
+
+AVX512 = {"cpu_family": 25, "cpu_model": 17, "cpu_capability": "AVX512", "bfloat16": True}
+AVX2 = {"cpu_family": 25, "cpu_model": 1, "cpu_capability": "AVX2", "bfloat16": False}
+
+
+@pytest.mark.parametrize("other", [AVX2, AVX512 | {"cpu_model": 2}, AVX512 | {"cores": 8}, {}, {"machine": "there"}])
+def test_a_summary_mixes_no_kinds_of_cpu(other: dict[str, Any], tmp_path: Path) -> None:
+    fast, slow = rows_of([0.5, 1.0, 1.5], 50), rows_of([2.0, 4.0, 6.0], 50)
+    record = Record(tmp_path / "sweep.csv")
+    record.add([row | AVX512 for row in fast] + [row | other | {"round": 1} for row in slow])
+    for table in (record.table(), Record(tmp_path / "sweep.csv", resume=True).table()):
+        found = sweep.summary(table)
+        assert found["RTF"].tolist() == [0.5, 2.0]
+        assert found["front"].tolist() == [True, True]  # each is the best of its machine
+        assert found["on"].is_unique
+        assert "here with AVX512 and bfloat16, 2 cores, family 25, model 17" in set(found["on"])
+        assert sweep.by_run(table)["on"].tolist() == found["on"].tolist()
+        assert all(f"{on}, cpu, T3 in float32, short:" in sweep.report(table) for on in found["on"])
+
+
+def test_one_kind_of_cpu_is_summed_up_as_one_also_where_a_file_has_made_its_numbers_floats(tmp_path: Path) -> None:
+    record = Record(tmp_path / "sweep.csv")
+    record.add([row | AVX512 for row in rows_of([0.5, 1.0], 50)])
+    read = Record(tmp_path / "sweep.csv", resume=True).table().astype({"cpu_family": float, "cpu_model": float})
+    table = pd.concat([read, pd.DataFrame([row | AVX512 | {"round": 1} for row in rows_of([1.5, 3.0], 50)])])
+    assert "on" not in sweep.by_run(table)
+    assert sweep.summary(table)["RTF"].tolist() == [1.0]
+    assert sweep.report(table).startswith("cpu, T3 in float32, short:")
+
+
+def test_a_sweep_goes_on_with_what_another_kind_of_cpu_has_measured(
+    here: sweep.Sweep, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path, facts = tmp_path / "sweep.csv", sweep.machine_facts("cpu")
+    points = small()[:2]
+    with monkeypatch.context() as patched:
+        patched.setattr(sweep, "machine_facts", lambda device: facts | AVX2 | {"cpu_family": 0})
+        sweep.measure(points[:1], here, Record(path), rounds=1, **QUIET)
+    sweep._facts.cache_clear()
+    table = sweep.measure(points, here, Record(path, resume=True), rounds=1, **QUIET)
+    assert set(sweep.summary(table)["on"]) == {
+        machine.kind_in_words(facts), machine.kind_in_words(facts | AVX2 | {"cpu_family": 0}),
+    }  # fmt: skip
+
+
+def test_windows_of_another_kind_of_cpu_are_not_gone_on_with(
+    here: sweep.Sweep, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    facts = sweep.machine_facts("cpu") | AVX2 | {"cpu_family": 0}
+    path = tmp_path / "data" / "windows_tiny.csv"
+    path.parent.mkdir()
+    pd.DataFrame([facts | {"model": "tiny", "dtype": "float32", "seed": 0, "watermark": True}]).to_csv(path)
+    with pytest.raises(SystemExit):
+        main(["sweep", "--device", "cpu", "--windows", "--rounds", "1", "--resume"])
+    assert "windows_tiny.csv was measured with cpu_" in capsys.readouterr().err
+
+
+def test_a_sweep_of_which_nothing_worked_says_so() -> None:
+    failed = [row | {"error": "RuntimeError: out of memory"} for row in rows_of([1.0], 25)]
+    assert sweep.report(pd.DataFrame(failed)) == "FAILED short, chunk 25, auto: RuntimeError: out of memory"
 
 
 def test_the_command_line_runs_over_processes(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
