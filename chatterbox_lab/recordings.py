@@ -11,7 +11,7 @@ import sys
 import threading
 import warnings
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -45,12 +45,16 @@ _one_at_a_time = threading.Lock()  # upstream fills tables of the whole process 
 
 @dataclass(frozen=True, eq=False)
 class Recording:
-    """Samples that were read: float32 (n,), mono, and their rate in Hz; what tells them from others; their name."""
+    """Samples that were read: float32 (n,), mono, and their rate in Hz; what tells them from others; their name.
+
+    ``norm_loudness`` says whether Turbo and Nano bring them to -27 LUFS.
+    """
 
     samples: np.ndarray
     rate: int
     content: bytes
     name: str
+    norm_loudness: bool = True
 
     @property
     def seconds(self) -> float:
@@ -58,25 +62,38 @@ class Recording:
         return len(self.samples) / self.rate
 
 
-def asked(tts: Any, source: Any) -> Recording | None:
+def asked(tts: Any, source: Any, norm_loudness: Any = True) -> Recording | None:
     """The recording that a call's ``audio_prompt_path`` asks for; None where upstream takes it for none.
 
     Raises:
-        ValueError: as `read`, or the model has no speaker encoder.
+        ValueError: as `taken`.
     """
     if source is None or (isinstance(source, (str, bytes, bool)) and not source):
+        _flag(norm_loudness)
         return None
-    return taken(tts, source)
+    return taken(tts, source, norm_loudness)
 
 
-def taken(tts: Any, source: Any) -> Recording:
+def taken(tts: Any, source: Any, norm_loudness: Any = True) -> Recording:
     """A recording that this model can take the voice of.
 
+    Args:
+        tts: a Chatterbox.
+        source: as for `read`.
+        norm_loudness: whether Turbo and Nano bring it to -27 LUFS first; others leave it as it is.
+
     Raises:
-        ValueError: as `read` and `long_enough`, or the model has no speaker encoder.
+        ValueError: as `read` and `long_enough`, ``norm_loudness`` is neither True nor False, or the model has no
+            speaker encoder.
     """
+    _flag(norm_loudness)
     check_clones(tts)
-    return long_enough(read(source), type(tts))
+    return replace(long_enough(read(source), type(tts)), norm_loudness=norm_loudness)
+
+
+def _flag(norm_loudness: Any) -> None:
+    if not isinstance(norm_loudness, bool):
+        raise ValueError(f"norm_loudness={norm_loudness!r}: must be True or False")
 
 
 def long_enough(recording: Recording, kind: type) -> Recording:
@@ -280,29 +297,20 @@ def _noise_below(samples: np.ndarray, rate: int) -> float:
     return float(10 * np.log10(power.mean(axis=0).sum() / max(steady, 1e-20)))
 
 
-def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5, norm_loudness: bool = True) -> Any:
+def prepared(tts: Any, recording: Recording, exaggeration: float = 0.5) -> Any:
     """Upstream's ``Conditionals`` of a recording, the caller's own: what the model's class makes of it, without graph.
 
     The last 16 recordings, told apart by their content, are kept with the model until its weights change.
 
-    Args:
-        tts: a Chatterbox.
-        recording: what `taken` gave.
-        exaggeration: of the conditionals.
-        norm_loudness: whether the recording is brought to -27 LUFS first; for Turbo and Nano alone.
-
     Raises:
-        ValueError: the model has no speaker encoder, the exaggeration is no number from 0, or ``norm_loudness`` neither
-            True nor False.
+        ValueError: the model has no speaker encoder, or the exaggeration is no number from 0.
     """
     check_clones(tts)
     strength = _strength(exaggeration)
-    if not isinstance(norm_loudness, bool):
-        raise ValueError(f"norm_loudness={norm_loudness!r}: must be True or False")
-    how = {"norm_loudness": norm_loudness} if _levels(type(tts)) else {}
+    how = bytes([_levels(type(tts)) and recording.norm_loudness])
     with apart(tts.device), torch.inference_mode(False), torch.no_grad():
-        content = torch.frombuffer(bytearray(recording.content + bytes(how.values())), dtype=torch.uint8)
-        conds = copy.deepcopy(_recent(tts).value({"content": content}, lambda: _prepare(tts, recording, **how)))
+        content = torch.frombuffer(bytearray(recording.content + how), dtype=torch.uint8)
+        conds = copy.deepcopy(_recent(tts).value({"content": content}, lambda: _prepare(tts, recording)))
         conds.t3.emotion_adv = torch.full_like(conds.t3.emotion_adv, strength)
         conds.t3.to(dtype=tts.t3.speech_head.weight.dtype)
     return conds
@@ -331,21 +339,17 @@ def _recent(tts: Any) -> Recent:
     return kept(tts.s3gen, ("recordings", _released(type(tts))), WeakKeyDictionary).setdefault(encoder, Recent(_KEPT))
 
 
-def _prepare(tts: Any, recording: Recording, **how: bool) -> Any:
-    import librosa
+def _prepare(tts: Any, recording: Recording) -> Any:
     import soundfile
-    from chatterbox.models.s3gen import S3GEN_SR
     from chatterbox.models.s3gen import s3gen as s3gen_module
 
     if found := expectations(recording):
         text = f"the recording {recording.name!r} is usable, but {'; '.join(found)}"
         warnings.warn(text, stacklevel=_level_of_the_caller())
-    samples = recording.samples
-    if recording.rate != S3GEN_SR:  # as librosa.load would
-        samples = librosa.resample(samples, orig_sr=recording.rate, target_sr=S3GEN_SR)
-    file = io.BytesIO()
-    soundfile.write(file, samples, S3GEN_SR, format="WAV", subtype="FLOAT")
+    file = io.BytesIO()  # each release resamples in its own way
+    soundfile.write(file, recording.samples, recording.rate, format="WAV", subtype="FLOAT")
     file.seek(0)
+    how = {"norm_loudness": recording.norm_loudness} if _levels(type(tts)) else {}
     twin = copy.copy(tts)  # upstream's method writes to the object that it is called on
     with _one_at_a_time, building():
         loud, s3gen_module.logging = s3gen_module.logging, _QUIET

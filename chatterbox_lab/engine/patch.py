@@ -76,7 +76,7 @@ class Patch(ExitStack):
         self, tts: ChatterboxTTS, text: str, audio_prompt_path: Any = None, **wanted: Any
     ) -> tuple[Request, recordings.Recording | None]:
         """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
-        recording = recordings.asked(tts, audio_prompt_path)
+        recording = recordings.asked(tts, audio_prompt_path, wanted.pop("norm_loudness", True))
         if isinstance(text, str) and not text.strip():
             text = punctuated(tts, text)  # upstream's stock sentence for no text, a full stop for spaces
         if "language_id" in wanted:
@@ -84,10 +84,9 @@ class Patch(ExitStack):
         return checked(tts, text, self.settings, voiced=recording is None, **wanted), recording
 
 
-def prepare_conditionals(tts: ChatterboxTTS, wav_fpath: Any, exaggeration: float) -> None:
-    """Gives the model the voice of a recording; see `recordings.read` and `recordings.prepared`."""
-    recordings.check_clones(tts)
-    tts.conds = recordings.prepared(tts, recordings.read(wav_fpath), exaggeration)
+def prepare_conditionals(tts: ChatterboxTTS, wav_fpath: Any, exaggeration: float, norm_loudness: bool = True) -> None:
+    """Gives the model the voice of a recording; see `recordings.taken` and `recordings.prepared`."""
+    tts.conds = recordings.prepared(tts, recordings.taken(tts, wav_fpath, norm_loudness), exaggeration)
 
 
 def _voiced(tts: ChatterboxTTS, request: Request, recording: recordings.Recording | None) -> Request:
@@ -119,8 +118,9 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
     ``with patch(tts): ...`` undoes itself; ``patch(tts)`` alone lasts until its ``.undo()``.
 
     Args:
-        tts: a Chatterbox that is not patched yet: of chatterbox-streaming, English or Multilingual of chatterbox-tts
-            or chatterbox-light, or of a class derived from these.
+        tts: a Chatterbox that is not patched yet: of chatterbox-streaming, English, Multilingual, Turbo or Nano of
+            chatterbox-tts or chatterbox-light, or of a class derived from these. Turbo and Nano ignore ``cfg_weight``
+            and ``exaggeration``, as their release does, but not a ``min_p`` that is given.
         **overrides: fields of `StreamSettings` that upstream's signature does not have, such as ``analyzer="probe"``.
 
     Raises:

@@ -23,7 +23,7 @@ from ..engine.warm import warm_up
 from ..files import written_whole
 from ..study import command
 from ..study.logs import quiet
-from ..voices.kinds import KINDS
+from ..voices.kinds import KINDS, class_of
 from ..voices.load import load, pick_device
 
 PRESETS = {"baseline": BASELINE, "balanced": BALANCED, "best-rtf": BEST_RTF, "adaptive": ADAPTIVE, "fast": FAST}
@@ -184,5 +184,5 @@ def _checked(text: str, options: argparse.Namespace) -> tuple[StreamSettings, Pa
     if not path.parent.is_dir():
         raise ValueError(f"output={str(path)!r}: there is no folder {str(path.parent)!r}")
     if options.reference is not None:
-        recordings.read(options.reference)
+        recordings.long_enough(recordings.read(options.reference), class_of(options.variant))
     return settings, path, round(options.most * _TOKENS_PER_SECOND)

@@ -162,8 +162,7 @@ class LabTurbo(Lab):
 
         Raises ValueError as `Lab.prepare_conditionals`.
         """
-        recording = recordings.taken(self, wav_fpath)
-        self.conds = recordings.prepared(self, recording, exaggeration, norm_loudness)
+        self.conds = recordings.prepared(self, recordings.taken(self, wav_fpath, norm_loudness), exaggeration)
 
 
 class LabTTS(Lab, ChatterboxTTS):
