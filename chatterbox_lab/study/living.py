@@ -37,7 +37,6 @@ from ..engine.t3.spies import remove_spies
 from ..engine.variants import encode, variant_of
 from ..files import REPOSITORY, attribute
 from ..released import release
-from ..voices.kinds import KINDS
 from ..voices.load import load
 from . import command
 from .fallback import count_spies, watch_layers
@@ -47,6 +46,7 @@ from .overlays import OVERLAYS, environment
 from .turns import to_and_fro
 
 Row = dict[str, Any]
+VARIANTS = ("english", "multilingual")
 STOCK = "release"
 WAYS = {"hf": {"backend": "hf"}, "static": {"backend": "static"}, "int8": {"backend": "static", "weights": "int8"}}
 """How ours decodes, beside the release's own loop."""
@@ -193,7 +193,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     command.add_model(parser, models="tiny, random")
     add = partial(parser.add_argument, metavar="X")
     add("--releases", nargs="+", default=list(OVERLAYS), choices=OVERLAYS, help="%(choices)s (default: all)")
-    add("--variants", nargs="+", default=list(KINDS), choices=KINDS, help="%(choices)s (default: both)")
+    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="%(choices)s (default: both)")
     add("--tokens", type=int, default=24, help="speech tokens of each measured call (default: %(default)s)")
     add("--rounds", type=int, default=3, help="measured rounds, after one to warm up (default: %(default)s)")
     parser.add_argument("--costs", action="store_true", help=f"also what T3 and speech cost, of {_COSTLY!r} alone")
