@@ -15,8 +15,10 @@ from .t3.rules import Rules
 WEIGHTS = ("loaded", "int8")
 FLOWS = ("window", "cached")
 FLOW_DTYPES = ("auto", "float32", "bfloat16")
+"""Also of the vocoder."""
 
 _CHOICES = {"analyzer": ANALYZERS, "weights": WEIGHTS, "flow": FLOWS, "flow_dtype": FLOW_DTYPES}
+_CHOICES |= {"vocoder_dtype": FLOW_DTYPES}
 _COUNTS = {"chunk_size": 1, "context_window": 0, "max_chunk_size": 1}
 _COUNTS |= {"flow_steps": 1, "prompt_tokens": 0}
 _AMOUNTS = ("temperature", "cfg_weight", "exaggeration", "fade_duration")
@@ -36,8 +38,8 @@ class StreamSettings:
         context_window: tokens before the chunk that S3Gen synthesises again with it, at least 0. The tokens that
             the cross-fade needs are always included.
         temperature: of the sampling: 0 takes the most likely token (after repetition penalty), else 0.001 to 100.
-        cfg_weight: classifier-free guidance, ``cond + weight * (cond - uncond)``, 0 to 100.
-        exaggeration: Chatterbox's emotion control, 0 to 100; 0.5 is neutral.
+        cfg_weight: classifier-free guidance, ``cond + weight * (cond - uncond)``, 0 to 100; Turbo has none.
+        exaggeration: Chatterbox's emotion control, 0 to 100; 0.5 is neutral, and nothing to Turbo.
         fade_duration: seconds of the cross-fade between chunks, 0 to 100; at most half a chunk is used.
         analyzer: how T3's alignment is read. ``"stock"``: as released, every layer returns its attention map.
             ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
@@ -61,7 +63,9 @@ class StreamSettings:
             as keys and values (other sound).
         flow_dtype: of the flow's products: ``"float32"``, ``"bfloat16"`` (other rounding), or ``"auto"``: bfloat16
             where the device multiplies it, float32 on a CPU that emulates it, where bfloat16 is several times slower.
-        flow_steps: Euler steps from noise to mel, at least 1; upstream takes 10 (fewer: other sound).
+        flow_steps: the most Euler steps from noise to mel, at least 1; upstream takes 10 (fewer: other sound), and with
+            Turbo 2.
+        vocoder_dtype: of the vocoder's residual blocks on a CPU, as ``flow_dtype``; elsewhere they stay float32.
         prompt_tokens: the most tokens of the voice prompt that the flow is given, its last ones; at least 0. The
             released voice has 250, ten seconds, which are part of every window.
         overlap: lets T3 decode the next chunk while S3Gen renders this one and the watermark runs on the one before,
@@ -97,6 +101,7 @@ class StreamSettings:
     flow: str = "window"
     flow_dtype: str = "float32"
     flow_steps: int = 10
+    vocoder_dtype: str = "float32"
     prompt_tokens: int = 250
     overlap: bool = False
     ignore_eos: bool = False
@@ -215,6 +220,7 @@ BEST_RTF = StreamSettings(chunk_size=75, context_window=150)
 ADAPTIVE = StreamSettings(chunk_size=25, context_window=50, schedule="grow")
 """An early first chunk, and then ever larger ones; `recommend` fits it to a machine."""
 FAST = StreamSettings(
-    chunk_size=50, context_window=50, flow="cached", flow_dtype="auto", flow_steps=5, prompt_tokens=75
-)
+    chunk_size=50, context_window=50, flow="cached", flow_dtype="auto", flow_steps=5, prompt_tokens=75,
+    vocoder_dtype="auto",
+)  # fmt: skip
 """S3Gen at its cheapest, with another sound: each frame once, half the Euler steps, 3 s of the voice prompt."""

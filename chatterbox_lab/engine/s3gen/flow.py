@@ -22,25 +22,35 @@ FRAMES_PER_TOKEN = 2
 
 @dataclass(frozen=True)
 class FlowPlan:
-    """How mel is made; the defaults are upstream's. Fields are as in `StreamSettings`, without their ``flow_``."""
+    """How mel and waveform are made, as upstream does unless told otherwise.
+
+    Fields are as in `StreamSettings`, without their ``flow_``; the vocoder's dtype matters on a CPU only.
+    """
 
     mode: str = "window"
     dtype: torch.dtype = torch.float32
     steps: int = 10
     prompt_tokens: int = 250
+    vocoder_dtype: torch.dtype = torch.float32
 
     @classmethod
     def of(cls, settings: StreamSettings, device: torch.device) -> FlowPlan:
         """What the settings ask for on this device."""
-        name = settings.flow_dtype
-        if name == "auto":
-            name = "bfloat16" if multiplies(torch.bfloat16, device) else "float32"
-        elif name == "bfloat16":
-            warn_of_emulation("flow_dtype='bfloat16'", "flow_dtype='auto' takes float32 here.", device)
-        return cls(settings.flow, getattr(torch, name), settings.flow_steps, settings.prompt_tokens)
+        flow, vocoder = (_dtype(name, getattr(settings, name), device) for name in ("flow_dtype", "vocoder_dtype"))
+        return cls(settings.flow, flow, settings.flow_steps, settings.prompt_tokens, vocoder)
+
+
+def _dtype(field: str, name: str, device: torch.device) -> torch.dtype:
+    if name == "auto":
+        name = "bfloat16" if multiplies(torch.bfloat16, device) else "float32"
+    elif name == "bfloat16":
+        warn_of_emulation(f"{field}='bfloat16'", f"{field}='auto' takes float32 here.", device)
+    return getattr(torch, name)
 
 
 UPSTREAM = FlowPlan()
+MEANFLOW_STEPS = 2
+"""Euler steps that a meanflow estimator was distilled for: ``flow_inference`` of chatterbox-tts 0.1.7."""
 _KEPT = 2
 _NOISE = 50 * 300
 """Frames of noise before it repeats, 300 s, as in the fork; later releases draw new noise with every call."""
@@ -67,8 +77,11 @@ class Flow:
         self.speaker = self.flow.spk_embed_affine_layer(F.normalize(ref["embedding"].to(device), dim=1))
         self.encoder: Encoder = kept(self.flow, ("encoder", dtype), lambda: Encoder(self.flow, dtype))
         self.unet: UNet = kept(self.flow, ("unet", dtype), lambda: UNet(self.flow.decoder.estimator, dtype))
-        self.span, moments = euler_times(plan.steps, self.flow.decoder.t_scheduler, device)
-        self.times = self.unet.times(moments)
+        self.meanflow = getattr(s3gen, "meanflow", False)  # distilled with guidance inside: one row, few steps
+        steps = min(plan.steps, MEANFLOW_STEPS) if self.meanflow else plan.steps
+        scheduler = "linear" if self.meanflow else self.flow.decoder.t_scheduler
+        self.span, moments = euler_times(steps, scheduler, device)
+        self.times = self.unet.times(moments, moments + torch.stack(self.span))
         self.pasts = self._pasts() if plan.mode == "cached" else None
 
     def mel(self, tokens: torch.Tensor, start: int, made: torch.Tensor | None = None) -> torch.Tensor:
@@ -92,15 +105,17 @@ class Flow:
     def _solved(
         self, hidden: torch.Tensor, condition: torch.Tensor, noise: torch.Tensor, pasts: list[Past] | None = None
     ) -> torch.Tensor:
-        """Euler's method from noise (1, 80, T) to mel (1, 80, T), as upstream's ``solve_euler``."""
+        """Euler's method from noise (1, 80, T) to mel (1, 80, T), as upstream's ``solve_euler`` and ``basic_euler``."""
         state, rate = noise.mT, self.flow.decoder.inference_cfg_rate
-        frames = torch.zeros(2, state.shape[1], 4 * state.shape[2], device=state.device)
+        frames = torch.zeros(1 if self.meanflow else 2, state.shape[1], 4 * state.shape[2], device=state.device)
         speaker = self.speaker[:, None].expand_as(state)
         frames[:1] = torch.cat([state, hidden, speaker, condition.mT], dim=2)  # CFG's second row knows only the state
         for step, length in enumerate(self.span):
             frames[:, :, : state.shape[2]] = state
             velocity = self.unet(frames, self.times[step], pasts[step] if pasts else None)
-            state = state + length * ((1 + rate) * velocity[:1] - rate * velocity[1:])
+            if not self.meanflow:
+                velocity = (1 + rate) * velocity[:1] - rate * velocity[1:]
+            state = state + length * velocity
         return state.mT
 
     def _noise(self, prompt: int, frames: int, start: int) -> torch.Tensor:
@@ -128,7 +143,7 @@ class Flow:
 
     def _read_prompt(self) -> list[Past]:
         prompt = self.prompt_mel.shape[2]
-        pasts = [self.unet.past(2, prompt + self.room) for _ in range(self.plan.steps)]
+        pasts = [self.unet.past(1 if self.meanflow else 2, prompt + self.room) for _ in self.span]
         if prompt:
             noise = self._noise(prompt, 0, 0).to(self.prompt_mel)
             self._solved(self.encoder(self.prompt_token), self.prompt_mel, noise, pasts)

@@ -29,7 +29,7 @@ class Renderer:
         context_window: tokens before a chunk that it is made with.
         fade_samples: length of the cross-fade between chunks; this much of each chunk waits for the next.
         seed: of the excitation's noise.
-        plan: how mel is made.
+        plan: how mel and waveform are made.
         largest_chunk: the most new tokens of a push, for ``cached``.
     """
 
@@ -47,7 +47,7 @@ class Renderer:
         self.context_window = max(context_window, math.ceil(fade_samples / SAMPLES_PER_TOKEN))
         with torch.inference_mode():
             self.flow = Flow(s3gen, ref, plan, self.context_window + largest_chunk)
-            self.vocoder = Vocoder(s3gen.mel2wav, seed)
+            self.vocoder = Vocoder(s3gen.mel2wav, seed, plan.vocoder_dtype)
         self.fade_samples = fade_samples
         self.overlap = math.ceil(fade_samples / SAMPLES_PER_FRAME) + self.vocoder.reach
         """Frames before a chunk that go through the vocoder with it."""

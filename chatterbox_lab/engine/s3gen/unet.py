@@ -84,9 +84,15 @@ class UNet:
         device = self.estimator.final_proj.weight.device
         return Past(torch.zeros(shape, dtype=self.dtype, device=device))  # written now: a first touch costs, too
 
-    def times(self, time: torch.Tensor) -> torch.Tensor:
-        """What each stage adds at the times (n,): (n, stages, channels)."""
-        embedded = self.estimator.time_mlp(self.estimator.time_embeddings(time).to(time.dtype))
+    def times(self, start: torch.Tensor, end: torch.Tensor) -> torch.Tensor:
+        """What each stage adds in steps from these times to those (n,): (n, stages, channels).
+
+        Only a meanflow estimator looks at the end: it gives the mean velocity of a step, not that at its start.
+        """
+        estimator = self.estimator
+        embedded, until = (estimator.time_mlp(estimator.time_embeddings(t).to(t.dtype)) for t in (start, end))
+        if (mixer := getattr(estimator, "time_embed_mixer", None)) is not None:
+            embedded = mixer(torch.cat([embedded, until], dim=1))
         return torch.stack([stage.time(embedded) for stage in self.stages], dim=1)
 
     def __call__(self, frames: torch.Tensor, times: torch.Tensor, past: Past | None = None) -> torch.Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch.nn.utils.parametrize import is_parametrized
 
 from ...kept import kept
+from .hift import HiFT
 
 SAMPLES_PER_FRAME = 480
 """HiFT's upsampling, 8 * 5 * 3, times the hop of its inverse STFT, 4: 24 kHz over 50 frames a second."""
@@ -20,11 +21,15 @@ class Vocoder:
     Args:
         hift: upstream's ``HiFTGenerator``.
         seed: of the excitation's noise.
+        dtype: of its convolutions, see `HiFT`.
     """
 
-    def __init__(self, hift: torch.nn.Module, seed: int) -> None:
+    def __init__(self, hift: torch.nn.Module, seed: int, dtype: torch.dtype = torch.float32) -> None:
         self.hift, self.reach = kept(hift, "folded", lambda: (folded(hift), reach(hift)))
         """Frames to either side that a sample depends on."""
+        self.decode = self.hift.decode
+        if next(hift.parameters()).device.type == "cpu":  # a GPU's own choice of layout has not been beaten here
+            self.decode = kept(hift, ("hift", dtype), lambda: HiFT(self.hift, dtype))
         self.excitation = Excitation(hift, seed)
         self.source = torch.zeros(1, 1, 0, device=next(hift.parameters()).device)
 
@@ -36,7 +41,7 @@ class Vocoder:
         f0 = self.hift.f0_predictor(mel)[:, mel.shape[2] - new :]
         self.source = torch.cat([self.source, self.excitation.extend(f0)], dim=2)
         source = self.source[:, :, self.source.shape[2] - mel.shape[2] * SAMPLES_PER_FRAME :]
-        return self.hift.decode(x=mel, s=source)
+        return self.decode(mel, source)
 
     def forget(self, frames: int) -> None:
         """Drops the excitation of all but the last frames."""

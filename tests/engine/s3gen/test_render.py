@@ -230,8 +230,8 @@ def test_euler_steps_are_upstreams() -> None:
 def test_the_vocoder_hears_no_more_than_it_needs(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     lengths: list[int] = []
     renderer = Renderer(tts.s3gen, tts.conds.gen, 100, 480, 0, FlowPlan(steps=1))
-    decode = renderer.vocoder.hift.decode
-    monkeypatch.setattr(renderer.vocoder.hift, "decode", lambda x, s: lengths.append(x.shape[2]) or decode(x=x, s=s))
+    decode = renderer.vocoder.decode
+    monkeypatch.setattr(renderer.vocoder, "decode", lambda mel, s: lengths.append(mel.shape[2]) or decode(mel, s))
     for count in (25, 25, 25, 7):
         renderer.push(codes(count))
     steady = 50 + 1 + renderer.vocoder.reach

@@ -29,7 +29,7 @@ def together(x: torch.Tensor, mu: torch.Tensor, speaker: torch.Tensor, cond: tor
 
 
 def times(unet: UNet) -> torch.Tensor:
-    return unet.times(torch.tensor([0.3]))[0]
+    return unet.times(torch.tensor([0.3]), torch.tensor([0.4]))[0]
 
 
 def error(found: torch.Tensor, expected: torch.Tensor) -> float:
