@@ -23,7 +23,7 @@ class Request:
     """What a stream is made from, besides the model: all of it is settled when the call is made.
 
     Args:
-        text_tokens: int64 (rows, S) on the model's device, with start and stop, twice for classifier-free guidance.
+        text_tokens: int64 (rows, S) on the model's device, twice for classifier-free guidance (`variants.encode`).
         voice: its own copy of the conditionals, with the settings' exaggeration.
         settings: how it is spoken.
         seed: of tokens and audio; None samples from PyTorch's default generator.
@@ -69,7 +69,7 @@ def checked(
     if voiced and tts.conds is None:
         raise ValueError("the model has no voice: call tts.prepare_conditionals(recording) first")
     with apart(tts.device):
-        text_tokens = encode_text(tts, text, settings.language, 2 if settings.cfg_weight else 1)
+        text_tokens = encode_text(tts, text, settings.language, variant.rows if settings.cfg_weight else 1)
         voice = voice_of(tts, tts.conds, settings.exaggeration) if voiced else None
         for part in (tts.t3, tts.s3gen.flow, tts.s3gen.mel2wav):
             notice(part)

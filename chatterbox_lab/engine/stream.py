@@ -22,6 +22,7 @@ from .s3gen.flow import FlowPlan
 from .s3gen.render import Renderer
 from .settings import BALANCED, StreamSettings
 from .t3.decode import token_chunks, tokens
+from .variants import variant_of
 
 _WATERMARK_BLOCK = 960  # PerTh crops what does not fill its hop of 240 samples at 24 kHz, and needs over 768
 
@@ -104,7 +105,7 @@ def generate(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED,
 def said(tts: ChatterboxTTS, request: Request) -> torch.Tensor:
     """The whole utterance of a request, (1, samples), float32 on the CPU."""
     with apart(tts.device):
-        codes = _all_tokens(tts, request)
+        codes = request.variant.ended(_all_tokens(tts, request))
         return _rendered(tts, codes, request.settings, request.seed, request.voice.gen)
 
 
@@ -143,7 +144,8 @@ def renderer_of(
     """What turns the token chunks of one stream into audio, as the settings want it; None is the model's own voice."""
     fade, plan = round(settings.fade * tts.sr), FlowPlan.of(settings, tts.s3gen.device)
     voice = tts.conds.gen if voice is None else voice
-    return Renderer(tts.s3gen, voice, settings.context, fade, seed or 0, plan, settings.largest_chunk)
+    largest = settings.largest_chunk + len(variant_of(tts).after)
+    return Renderer(tts.s3gen, voice, settings.context, fade, seed or 0, plan, largest)
 
 
 def pcm16(audio: torch.Tensor) -> np.ndarray:

@@ -5,15 +5,17 @@ A model is told by what it is, its classes and what they offer, and never by the
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from threading import Lock
 from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from transformers import LlamaModel
+from transformers import GPT2Model, LlamaModel
 
 from .settings import StreamSettings
 from .t3 import rules
@@ -28,11 +30,15 @@ class Variant:
         name: in words.
         sampling: what is done to the logits after guidance, in this order (`sampling.STEPS`).
         defaults: what the fields of `StreamSettings` mean that are None.
-        heads: the (layer, head) pairs of T3 that walk through the text.
+        heads: the (layer, head) pairs of T3 that walk through the text; none where none are known.
         starts: how often the start token is fed before the first speech token is sampled.
         codes: the first of the sampled codes that is no speech and is not rendered; None where all are.
         unsaid: last speech tokens that are not rendered.
         multilingual: whether the text needs a language.
+        rows: of T3 with classifier-free guidance; 1 where there is none.
+        forgets_start: whether the start token pays the repetition penalty in the first step alone.
+        after: speech tokens that are rendered after those of the text.
+        backbone: T3's transformer.
     """
 
     name: str
@@ -43,13 +49,27 @@ class Variant:
     codes: int | None = 6561
     unsaid: int = 0
     multilingual: bool = False
+    rows: int = 2
+    forgets_start: bool = False
+    after: tuple[int, ...] = ()
+    backbone: type[torch.nn.Module] = LlamaModel
 
     def settled(self, settings: StreamSettings) -> StreamSettings:
-        """The settings with this model's own numbers where they say None; a guard that is on by default reads."""
+        """The settings with this model's own numbers where they say None; a guard that is on by default reads.
+
+        Raises ValueError for an analyzer where nothing is known to analyze.
+        """
+        if settings.analyzer != "off" and not self.heads:
+            known = f"no head of {self.name}'s T3 is known to follow the text"
+            raise ValueError(f"analyzer={settings.analyzer!r}: must be 'off', and guard False: {known}")
         missing = {name: value for name, value in self.defaults.items() if getattr(settings, name) is None}
         if missing.get("guard") and settings.analyzer == "off":
             missing["analyzer"] = "probe"
         return settings.replace(**missing) if missing else settings
+
+    def ended(self, codes: torch.Tensor) -> torch.Tensor:
+        """The last codes (n,) of an utterance with what is rendered after them."""
+        return torch.cat([codes, codes.new_tensor(self.after)])
 
 
 _LATER_ORDER = ("penalty", "temperature", "min_p", "top_p", "top_k")
@@ -80,9 +100,29 @@ MULTILINGUAL_UNGUARDED = replace(
     unsaid=1,
 )
 """That of chatterbox-light 1.0, with which Multilingual v3 came: the sound of the last token is cut off as noise."""
+TURBO = Variant(
+    "Turbo",
+    ("temperature", "top_k", "top_p", "min_p", "penalty"),
+    {"repetition_penalty": 1.2, "top_p": 0.95, "min_p": 0.0, "top_k": 1000, "guard": False, "rules": rules.LATER},
+    heads=(),
+    starts=1,
+    rows=1,
+    forgets_start=True,
+    after=(4299,) * 3,
+    backbone=GPT2Model,
+)
+"""``ChatterboxTurboTTS`` of chatterbox-tts 0.1.7 and chatterbox-light 1.0, Nano among them (``T3.inference_turbo``).
+
+It ignores guidance and exaggeration, and ends with silence (``S3GEN_SIL``). The release ignores min_p and cannot be
+greedy.
+"""
 
 _PARTS = ("t3", "s3gen", "ve", "tokenizer", "conds", "device", "sr")
-_CLASSES = ("chatterbox.tts.ChatterboxTTS", "chatterbox.mtl_tts.ChatterboxMultilingualTTS")
+_CLASSES = (
+    "chatterbox.tts.ChatterboxTTS",
+    "chatterbox.mtl_tts.ChatterboxMultilingualTTS",
+    "chatterbox.tts_turbo.ChatterboxTurboTTS",
+)
 
 
 def released(tts: Any) -> type | None:
@@ -95,14 +135,19 @@ def variant_of(tts: Any) -> Variant:
     kind = released(tts)
     if kind is None or not all(hasattr(tts, part) for part in _PARTS):
         allowed = "a ChatterboxTTS or ChatterboxMultilingualTTS of chatterbox-streaming, chatterbox-tts or its kin"
-        raise TypeError(f"tts: must be {allowed}, is a {_named(type(tts))}")
-    backbone = getattr(tts.t3, "tfmr", None)
-    if not isinstance(backbone, LlamaModel):
-        what = f"its T3 must be a Llama, is a {_named(type(backbone))}"
-        raise TypeError(f"tts: {what}; this Chatterbox is not supported yet")
+        raise TypeError(f"tts: must be {allowed}, or a ChatterboxTurboTTS, is a {_named(type(tts))}")
     if _named(kind) == _CLASSES[0]:
-        return STREAMING if hasattr(kind, "inference_stream") else ENGLISH
-    return MULTILINGUAL if hasattr(_home(_t3_class(tts)), "AlignmentStreamAnalyzer") else MULTILINGUAL_UNGUARDED
+        found = STREAMING if hasattr(kind, "inference_stream") else ENGLISH
+    elif _named(kind) == _CLASSES[1]:
+        guarded = hasattr(_home(_t3_class(tts)), "AlignmentStreamAnalyzer")
+        found = MULTILINGUAL if guarded else MULTILINGUAL_UNGUARDED
+    else:
+        found = TURBO
+    backbone = getattr(tts.t3, "tfmr", None)
+    if not isinstance(backbone, found.backbone):
+        what = f"its T3 must be a {found.backbone.__name__}, is a {_named(type(backbone))}"
+        raise TypeError(f"tts: {what}; this Chatterbox is not supported")
+    return found
 
 
 def _t3_class(tts: Any) -> type:
@@ -124,7 +169,7 @@ def punctuated(tts: Any, text: str) -> str:
 
 
 def encode(tts: Any, text: str, language: str | None = None, rows: int = 2) -> torch.Tensor:
-    """Text tokens (rows, S), int64 on the model's device, with start and stop; the rows are alike.
+    """Text tokens (rows, S), int64 on the model's device, with start and stop but for Turbo; the rows are alike.
 
     Args:
         tts: a Chatterbox.
@@ -139,13 +184,25 @@ def encode(tts: Any, text: str, language: str | None = None, rows: int = 2) -> t
         raise ValueError(f"text={text!r}: must be a string with something to say")
     if any("\ud800" <= letter <= "\udfff" for letter in text):
         raise ValueError(f"text={text!r}: must be Unicode, has half of a surrogate pair")
-    hp, spoken = tts.t3.hp, _language(tts, language)
-    tokens = tts.tokenizer.text_to_tokens(punctuated(tts, text), **spoken).long().to(tts.device)
-    count, most = tokens.shape[1], hp.max_text_tokens
+    hp, spoken, words = tts.t3.hp, _language(tts, language), punctuated(tts, text)
+    own = hasattr(tts.tokenizer, "text_to_tokens")
+    tokens = tts.tokenizer.text_to_tokens(words, **spoken) if own else _subwords(tts.tokenizer, words)
+    count, most = tokens.shape[1], min(hp.max_text_tokens, getattr(tts.tokenizer, "model_max_length", math.inf))
     if count > most:
         raise ValueError(f"text of {len(text)} characters: is {count} text tokens, {most} fit; speak it in parts")
-    tokens = F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
-    return tokens.repeat(rows, 1)
+    if own:
+        tokens = F.pad(F.pad(tokens, (1, 0), value=hp.start_text_token), (0, 1), value=hp.stop_text_token)
+    return tokens.long().to(tts.device).repeat(rows, 1)
+
+
+_one_at_a_time = Lock()
+"""For transformers' tokenizers, which refuse a second thread while a first sets how they cut and pad."""
+
+
+def _subwords(tokenizer: Any, text: str) -> torch.Tensor:
+    """Text tokens (1, S) of a transformers tokenizer, of the whole text however long."""
+    with _one_at_a_time:
+        return tokenizer(text, return_tensors="pt", verbose=False).input_ids
 
 
 def _language(tts: Any, language: str | None) -> dict[str, str | None]:

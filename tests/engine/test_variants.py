@@ -28,10 +28,10 @@ def test_what_is_no_chatterbox_is_refused(tts: Any) -> None:
     for wrong in (None, other, tts.t3):
         with pytest.raises(TypeError, match="tts: must be a ChatterboxTTS or ChatterboxMultilingualTTS"):
             variants.variant_of(wrong)
-    turbo = ChatterboxTTS.__new__(ChatterboxTTS)
-    vars(turbo).update(vars(other), t3=SimpleNamespace(tfmr=GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1))))
-    with pytest.raises(TypeError, match=r"its T3 must be a Llama, is a transformers.*GPT2Model"):
-        variants.variant_of(turbo)
+    mixed = ChatterboxTTS.__new__(ChatterboxTTS)
+    vars(mixed).update(vars(other), t3=SimpleNamespace(tfmr=GPT2Model(GPT2Config(n_layer=1, n_embd=8, n_head=1))))
+    with pytest.raises(TypeError, match=r"its T3 must be a LlamaModel, is a transformers.*GPT2Model"):
+        variants.variant_of(mixed)
 
 
 def test_what_is_not_said_is_as_in_the_release() -> None:
@@ -41,6 +41,7 @@ def test_what_is_not_said_is_as_in_the_release() -> None:
         (variants.ENGLISH, 1.2, False),
         (variants.MULTILINGUAL, 2.0, True),
         (variants.MULTILINGUAL_UNGUARDED, 1.2, False),
+        (variants.TURBO, 1.2, False),
     ):
         settled = variant.settled(settings)
         assert (settled.repetition_penalty, settled.guard) == (penalty, guarded)
@@ -48,6 +49,21 @@ def test_what_is_not_said_is_as_in_the_release() -> None:
         assert variant.settled(settled) == settled
         said = settings.replace(repetition_penalty=1.5, guard=False, top_k=3)
         assert variant.settled(said).replace(top_p=None, min_p=None, rules=None) == said
+
+
+def test_where_no_head_is_known_no_alignment_is_read() -> None:
+    for analyzer in ("stock", "layer", "probe"):
+        with pytest.raises(
+            ValueError, match=f"analyzer='{analyzer}': must be 'off', and guard False: no head of Turbo"
+        ):
+            variants.TURBO.settled(lab.StreamSettings(analyzer=analyzer))
+
+
+def test_what_follows_the_last_token() -> None:
+    codes = torch.tensor([7, 8])
+    assert variants.TURBO.ended(codes).tolist() == [7, 8, 4299, 4299, 4299]
+    assert variants.TURBO.ended(codes[:0]).dtype == torch.long
+    assert variants.ENGLISH.ended(codes).tolist() == [7, 8]
 
 
 def test_what_is_said_arrives(tts: Any) -> None:
@@ -107,9 +123,10 @@ def test_rules_are_checked() -> None:
 
 
 def test_another_kind_of_model_is_not_in_this_release() -> None:
-    with pytest.raises(ValueError, match=r"variant='multilingual': the installed Chatterbox .* has no such model"):
-        lab.load("tiny", variant="multilingual")
-    with pytest.raises(ValueError, match="variant='turbo': must be one of 'english', 'multilingual'"):
-        lab.load("tiny", variant="turbo")
+    for name in ("multilingual", "turbo"):
+        with pytest.raises(ValueError, match=rf"variant='{name}': the installed Chatterbox .* has no such model"):
+            lab.load("tiny", variant=name)
+    with pytest.raises(ValueError, match="variant='other': must be one of 'english', 'multilingual', 'turbo'"):
+        lab.load("tiny", variant="other")
     with pytest.raises(ValueError, match="variant='multilingual': the lab voice speaks English"):
         lab.load("lab", variant="multilingual")

@@ -20,6 +20,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import DynamicCache
 
 from ...files import attribute
+from ..linears import layers_of
 from .backends import FORK_HEADS, Heads, Setup, Span
 from .backends import LATER_HEADS as LATER_HEADS
 from .eager import EagerT3
@@ -32,7 +33,7 @@ class Attention:
     What reads or switches attention is on the copies: other threads run through the same layers meanwhile.
 
     Args:
-        tfmr: T3's ``LlamaModel``.
+        tfmr: T3's ``LlamaModel``; its ``GPT2Model`` in mode ``off``.
         mode: ``stock``, ``layer``, ``off`` or ``probe`` (see `StreamSettings.analyzer`).
         text: the half-open range of the text tokens' positions in the sequence.
         heads: (layer, head) pairs whose rows are averaged; head None is the mean of a layer's heads.
@@ -45,7 +46,8 @@ class Attention:
         self.mode, self.text, self.heads = mode, text, heads
         self.rows: torch.Tensor | None = None
         """Attention to the text (rows, text tokens), float32, of the last forward's speech positions, batch row 0."""
-        self.cache = RoomyCache()
+        # GPT-2 of transformers 4 takes none and gives tuples; later versions take one everywhere and say nothing of it
+        self.cache = RoomyCache() if getattr(tfmr, "_supports_cache_class", True) else None
         self._found: dict[int, torch.Tensor] = {}
         if mode != "off":
             check_heads(tfmr, heads)
@@ -57,7 +59,7 @@ class Attention:
 
         T is 1, or the whole prefill with an empty cache. None is the cache of this object, empty at first.
         """
-        cache = self.cache if cache is None else cache
+        own, cache = cache is None, self.cache if cache is None else cache
         self._found.clear()
         with SdpaOfOne() if getattr(cache, "long", False) else nullcontext():
             output = self.tfmr(
@@ -69,6 +71,7 @@ class Attention:
                     f"analyzer={self.mode!r}: T3's layers run past what reads them; use analyzer='off', guard=False"
                 )
             self.rows = averaged_rows(self._found, self.heads)
+        self.cache = output.past_key_values if own else self.cache
         return output.last_hidden_state
 
     def prefill(self, embeds: torch.Tensor, voice: int) -> torch.Tensor:
@@ -78,6 +81,8 @@ class Attention:
     def _read(self, tfmr: torch.nn.Module) -> torch.nn.Module:
         """The transformer with layers of its own where the alignment is read or upstream's analyzer has been."""
         read = {layer for layer, _ in self.heads} if self.mode != "off" else set()
+        if not hasattr(tfmr, "layers"):  # GPT-2's, which no release's analyzer reads
+            return tfmr
         layers, config = list(tfmr.layers), unspied_config(tfmr)
         if self.mode == "probe" and config._attn_implementation == "eager":  # the application's choice
             config = copy.copy(config)
@@ -154,7 +159,7 @@ def _first_speech_row(queries: int, keys: int, text_end: int) -> int:
 
 def check_heads(tfmr: torch.nn.Module, heads: Heads) -> None:
     """Raises ValueError for a layer or head that the model does not have."""
-    layers, count = len(tfmr.layers), tfmr.config.num_attention_heads
+    layers, count = len(layers_of(tfmr)), tfmr.config.num_attention_heads
     for layer, head in heads:
         if not 0 <= layer < layers or not (head is None or 0 <= head < count):
             raise ValueError(f"heads={tuple(heads)}: ({layer}, {head}) is not within {layers} layers of {count} heads")

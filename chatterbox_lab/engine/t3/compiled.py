@@ -1,4 +1,4 @@
-"""The decode step of `StaticT3` through ``torch.compile``: what is before and after attention, once for all layers.
+"""Llama's decode step through ``torch.compile``: what is before and after attention, once for all layers.
 
 Attention and the cache stay outside: compiled, a write into a part of the cache becomes a copy of all of it.
 """
@@ -15,17 +15,17 @@ import torch.nn.functional as F
 
 from ...kept import kept
 from ..linears import columns_are_faster
+from .backbone import Llama, Tables, backbone_of, rotated
 from .backends import Setup
 from .eager import EagerT3
-from .static import StaticT3, rotated
 from .static import stepper as static_stepper
 
 logger = logging.getLogger("chatterbox_lab")
 Tensors = Sequence[torch.Tensor]
 
 
-class CompiledT3(StaticT3):
-    """`StaticT3` with decode steps compiled; the prefill runs as it is.
+class CompiledLlama(Llama):
+    """`Llama` with decode steps compiled; the prefill runs as it is.
 
     The compiled functions take weights as arguments and know nothing of lengths, so that neither another layer, a
     longer sequence nor a later call compiles anew. Where nothing can be compiled (no C++ compiler, no Triton) one line
@@ -35,13 +35,13 @@ class CompiledT3(StaticT3):
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.compiled: Compilation = kept(self.tfmr, "compiled", Compilation)
-        self.columns = self.cache.device.type == "cpu" and columns_are_faster(torch.get_num_threads())
+        self.columns = self.like.device.type == "cpu" and columns_are_faster(torch.get_num_threads())
 
-    def enter(self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """As `StaticT3.enter`."""
+    def enter(self, index: int, hidden: torch.Tensor, tables: Tables) -> Tables:
+        """As `Llama.enter`."""
         if hidden.shape[1] == 1 and self.compiled.works:
-            norm, weights = self.tfmr.layers[index].input_layernorm, self.linears[index][0].weights
-            like = self.cache.new_empty(0), self.head_width
+            norm, weights = self.layers[index].input_layernorm, self.linears[index][0].weights
+            like = self.like, hidden.shape[2] // self.heads
             found = self.compiled(
                 "enter", _rows(hidden), weights, norm.weight, norm.variance_epsilon, tables, *like, self.columns
             )
@@ -50,9 +50,9 @@ class CompiledT3(StaticT3):
         return super().enter(index, hidden, tables)
 
     def leave(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """As `StaticT3.leave`."""
+        """As `Llama.leave`."""
         if hidden.shape[1] == 1 and self.compiled.works:
-            norm = self.tfmr.layers[index].post_attention_layernorm
+            norm = self.layers[index].post_attention_layernorm
             weights = [linear.weights for linear in self.linears[index][1:]]
             rows = _rows(hidden), attended.flatten(1).contiguous()
             found = self.compiled("leave", *rows, weights, norm.weight, norm.variance_epsilon, self.columns)
@@ -66,8 +66,8 @@ def _rows(hidden: torch.Tensor) -> torch.Tensor:
 
 
 def stepper(setup: Setup) -> AbstractContextManager[EagerT3]:
-    """Backend ``"compile"``: `StaticT3` with its decode steps compiled."""
-    return static_stepper(setup, CompiledT3)
+    """Backend ``"compile"``: Llama's decode steps compiled, those of others as in ``"static"``."""
+    return static_stepper(setup, CompiledLlama if backbone_of(setup.t3.tfmr) is Llama else None)
 
 
 class Compilation:

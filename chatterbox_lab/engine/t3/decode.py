@@ -50,7 +50,7 @@ def token_chunks(
                 return
             said += len(new)
             last = len(new) < size or said == request.max_new_tokens
-            yield chunk, last
+            yield request.variant.ended(chunk) if last else chunk, last
 
 
 def tokens(tts: ChatterboxTTS, request: Request) -> Generator[torch.Tensor, None, None]:
@@ -90,7 +90,7 @@ def decode(
     Args:
         t3: upstream's token-to-token model.
         cond: its conditioning, on T3's device and in its dtype.
-        text_tokens: (2, S), twice the same for classifier-free guidance, or (1, S) without, with start and stop.
+        text_tokens: (2, S), twice the same for classifier-free guidance, or (1, S) without, as `variants.encode` does.
         settings: temperature, guidance, analyzer, guard, backend, weights and ``ignore_eos`` are used; on a GPU also
             the chunk size, at whose end the host looks at the tokens at the latest.
         generator: of the sampling, on T3's device; None is PyTorch's default generator.
@@ -152,12 +152,14 @@ def prompt(t3: T3, cond: T3Cond, text_tokens: torch.Tensor, starts: int = 2) -> 
     """Input embeddings (rows, T, C) of the prefill, and where in it the text tokens are.
 
     As upstream's ``prepare_input_embeds``: the voice, the text (none in the second row, for CFG), the start token. The
-    start token is there twice: upstream feeds it again, and its models were used, its analyzer written, that way.
+    start token is there twice: upstream feeds it again, and its models were used, its analyzer written, that way. Only
+    Turbo has it once.
     """
     rows, voice = len(text_tokens), _voice(t3, cond)
     text = t3.text_emb(text_tokens)
     text[1:].zero_()
-    text = text + t3.text_pos_emb(text_tokens)
+    if t3.text_pos_emb is not None:
+        text = text + t3.text_pos_emb(text_tokens)
     start = embed(t3, torch.full_like(text_tokens[:1, :1], t3.hp.start_speech_token), 0, rows)
     length = voice.shape[1]
     embeds = torch.cat([voice.expand(rows, -1, -1), text, *[start] * starts], dim=1)

@@ -50,6 +50,8 @@ class EagerT3:
 
     def step(self, position: int) -> torch.Tensor:
         """As `Stepper.step`."""
+        if position == 1 and self.how.forgets_start:
+            self.seen.zero_().scatter_(1, self.token, True)
         return self.head(self.attend(embed(self.t3, self.token, position, self.batch)))[:, -1]
 
     def pick(self, logits: torch.Tensor) -> torch.Tensor:
@@ -65,11 +67,21 @@ class EagerT3:
 
 def embed(t3: torch.nn.Module, token: torch.Tensor, position: int, rows: int = 2) -> torch.Tensor:
     """The embedding (rows, 1, C) of one speech token (1, 1), the same for the conditional and the unconditional row."""
-    return token_embedding(t3.speech_emb, t3.speech_pos_emb.emb, token, position, rows)
+    return token_embedding(*embeddings(t3), token, position, rows)
+
+
+def embeddings(t3: torch.nn.Module) -> tuple[torch.nn.Embedding, torch.nn.Embedding | None]:
+    """T3's embeddings of speech tokens, and of their places; None where the transformer has the places."""
+    return t3.speech_emb, None if t3.speech_pos_emb is None else t3.speech_pos_emb.emb
 
 
 def token_embedding(
-    words: torch.nn.Embedding, places: torch.nn.Embedding, token: torch.Tensor, position: int | torch.Tensor, rows: int
+    words: torch.nn.Embedding,
+    places: torch.nn.Embedding | None,
+    token: torch.Tensor,
+    position: int | torch.Tensor,
+    rows: int,
 ) -> torch.Tensor:
     """The embedding (rows, 1, C) of a speech token (1, 1) at its place, an int or int64 (1,)."""
-    return (words(token) + places.weight[position]).expand(rows, -1, -1)
+    found = words(token) if places is None else words(token) + places.weight[position]
+    return found.expand(rows, -1, -1)

@@ -20,7 +20,7 @@ from chatterbox.models.t3 import T3
 from ...kept import Pool, kept
 from ..linears import head_linear
 from .backends import Heads, Setup
-from .eager import token_embedding
+from .eager import embeddings, token_embedding
 from .sampling import Sampling, sample
 from .static import Place, StaticT3
 
@@ -52,7 +52,7 @@ class GraphT3:
         self.attend, self.batch = StaticT3(t3.tfmr, mode, (0, 0), capacity, heads, rows=rows), rows
         self.attend.reserve(capacity)  # all of it, since buffers stay where they are
         self.attend.cache.zero_()  # what a mask hides must not be nan
-        self.head, self.embeddings = head_linear(t3.speech_head), (t3.speech_emb, t3.speech_pos_emb.emb)
+        self.head, self.embeddings = head_linear(t3.speech_head), embeddings(t3)
         self.start, self.capacity = t3.hp.start_speech_token, capacity
         device, width = t3.device, t3.hp.speech_tokens_dict_size
         whole = {"dtype": torch.long, "device": device}
@@ -67,7 +67,7 @@ class GraphT3:
         self.generator = torch.Generator(device)
         self.stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         self.graphs: dict[tuple, Work] = {}
-        self.text, self.rows, self.key = (0, 0), None, ()
+        self.text, self.rows, self.key, self.forgets_start = (0, 0), None, (), False
 
     def begin(self, setup: Setup, random: torch.Tensor) -> None:
         """Ready for another call: what was said is forgotten, and what the call may replay is captured.
@@ -75,6 +75,7 @@ class GraphT3:
         The random numbers go on from the state ``random`` of a generator.
         """
         how, self.text, self.attend.text, self.attend.length = setup.how, setup.text, setup.text, 0
+        self.forgets_start = how.forgets_start
         self.spoken.zero_()
         self.seen.zero_()
         self.seen[:, self.start] = True
@@ -105,6 +106,8 @@ class GraphT3:
 
     def step(self, position: int) -> torch.Tensor:
         """Logits (2, V) after the token picked last, whose place among the speech tokens is ``position``."""
+        if position == 1 and self.forgets_start:
+            self.seen.zero_().scatter_(1, self.token, True)
         self.attend.length += 1
         self.graphs["step", self._windows(self.attend.length)[-1]]()
         self.rows = self.row[:, slice(*self.text)] if self.attend.heads else None

@@ -27,6 +27,8 @@ class Sampling:
     top_p: float = 0.8
     min_p: float = 0.0
     top_k: int = 0
+    forgets_start: bool = False
+    """Whether the start token pays the penalty in the first step alone."""
 
     @classmethod
     def of(cls, settings: StreamSettings, stop: int, variant: Variant = STREAMING) -> Sampling:
@@ -35,7 +37,7 @@ class Sampling:
         greedy = settings.temperature == 0
         temperature, never = 1.0 if greedy else settings.temperature, stop if settings.ignore_eos else None
         numbers = settings.repetition_penalty, settings.top_p, settings.min_p, settings.top_k
-        return cls(settings.cfg_weight, temperature, greedy, never, variant.sampling, *numbers)
+        return cls(settings.cfg_weight, temperature, greedy, never, variant.sampling, *numbers, variant.forgets_start)
 
 
 def _penalised(logits: torch.Tensor, seen: torch.Tensor, how: Sampling) -> torch.Tensor:

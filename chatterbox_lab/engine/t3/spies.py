@@ -23,7 +23,7 @@ def remove_spies(tfmr: torch.nn.Module) -> None:
     config = unspied_config(tfmr)
     if config is not tfmr.config:
         vars(tfmr.config).update(vars(config))
-    for layer in tfmr.layers:
+    for layer in getattr(tfmr, "layers", ()):  # the analyzers know no GPT-2
         lift(layer.self_attn)
 
 

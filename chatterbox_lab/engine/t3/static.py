@@ -17,8 +17,9 @@ from torch.nn.attention.bias import causal_lower_right
 
 from ...host import without_cudnns_attention
 from ...kept import Recent, kept
-from ..linears import head_linear, layer_linears
+from ..linears import head_linear
 from .attention import FORK_HEADS, LONG, alignment_rows, attention_of_one, averaged_rows, check_heads, room
+from .backbone import GPT2, Llama, backbone_of
 from .backends import READ_BESIDE, Heads, Setup, Span
 from .eager import EagerT3
 
@@ -38,16 +39,17 @@ class Place(NamedTuple):
 
 
 class StaticT3:
-    """T3's ``LlamaModel`` with a cache that has room; takes the place of `Attention` in decoding.
+    """T3's transformer with a cache that has room; takes the place of `Attention` in decoding.
 
     Args:
-        tfmr: T3's ``LlamaModel``; its weights are used where they are, or in a copy that is made once (`linears`).
+        tfmr: T3's ``LlamaModel`` or ``GPT2Model``.
         mode: ``off``, or ``probe`` to read the alignment beside attention.
         text: the half-open range of the text tokens' positions in the sequence.
         capacity: positions that fit, prefill included.
         heads: (layer, head) pairs whose rows are averaged; head None is the mean of a layer's heads.
         weights: of the decode steps (see `StreamSettings`).
         rows: 2 for classifier-free guidance, 1 without; shapes say 2.
+        kind: what runs the layers; None is their own kind (`backbone`).
 
     Raises:
         ValueError: a mode that needs attention maps, or a layer or head that the model does not have.
@@ -62,6 +64,7 @@ class StaticT3:
         heads: Heads = FORK_HEADS,
         weights: str = "loaded",
         rows: int = 2,
+        kind: type[Llama | GPT2] | None = None,
     ) -> None:
         if mode not in READ_BESIDE:
             raise ValueError(
@@ -69,16 +72,15 @@ class StaticT3:
             )
         self.tfmr, self.text, self.heads = tfmr, text, heads if mode == "probe" else ()
         check_heads(tfmr, self.heads)
-        config, like = tfmr.config, tfmr.norm.weight
-        self.head_count, self.head_width = config.num_attention_heads, config.hidden_size // config.num_attention_heads
-        shape = (len(tfmr.layers), 2, rows, self.head_count)
+        config, like = tfmr.config, next(tfmr.parameters())
+        shape = (config.num_hidden_layers, 2, rows, config.num_attention_heads)
         # A CPU reads float32 in less time than its kernels need for half as many bytes of bfloat16.
         dtype = torch.float32 if like.device.type == "cpu" else like.dtype
         self.capacity, first = capacity, min(capacity, LONG) if like.device.type == "cpu" else capacity
-        self.cache = room((*shape, first, self.head_width), torch.empty(0, dtype=dtype, device=like.device))
+        like = torch.empty(0, dtype=dtype, device=like.device)
+        self.cache = room((*shape, first, config.hidden_size // config.num_attention_heads), like)
         """Keys and values: (layers, 2, CFG rows, heads, positions, head width); on a CPU the positions grow."""
-        self.tables = rotary_tables(tfmr.rotary_emb, capacity, self.cache)
-        self.weights, self.linears = weights, layer_linears(tfmr, weights)
+        self.backbone = (kind or backbone_of(tfmr))(tfmr, weights, capacity, like)
         self.length = 0
         self.rows: torch.Tensor | None = None
         """Attention to the text (rows, text tokens), float32, of the last call's speech positions, batch row 0."""
@@ -102,7 +104,7 @@ class StaticT3:
 
         Keys and values of a voice do not depend on what it says: those of the last few are kept with the model.
         """
-        self.reserve(voice)
+        self.reserve(embeds.shape[1])
         recent: Recent = kept(self.tfmr, "voice", Recent)
         spoken = embeds[:, :voice]
         self.cache[:, :, :, :, :voice] = recent.value({"voice": spoken}, lambda: self._read(spoken))
@@ -129,57 +131,38 @@ class StaticT3:
 
         ``text`` is where the alignment is read; None is nowhere.
         """
-        tables = tuple(table[place.position] for table in self.tables)
+        hidden, tables = self.backbone.begin(hidden, place.position)
         found: dict[int, torch.Tensor] = {}
         wanted = {index for index, _ in self.heads if text is not None}
         with without_cudnns_attention() if hidden.device.type == "cuda" else nullcontext():
-            for index in range(len(self.tfmr.layers)):
+            for index in range(len(self.cache)):
                 hidden, query = self.layer(index, hidden, tables, place)
                 if index in wanted:
                     keys = self.cache[index, 0, :, :, : place.window]
                     position = None if place.mask is None else place.position
                     found[index] = alignment_rows(query, keys, text, position=position)
         rows = averaged_rows(found, self.heads) if found else None
-        return rms_norm(hidden, self.tfmr.norm), rows
+        return self.backbone.end(hidden), rows
 
     def layer(
         self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...], place: Place
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """One layer: hidden states (2, T, C), and its queries (2, H, T, D); ``tables`` are cosines and sines (T, D)."""
-        query, key, value = self.enter(index, hidden, tables)
+        """One layer: hidden states (2, T, C), and its queries (2, H, T, D); ``tables`` are the backbone's."""
+        query, key, value = self.backbone.enter(index, hidden, tables)
         keys, values = (states[:, :, : place.window] for states in self.cache[index])
         for new, states in ((key, keys), (value, values)):
             if place.mask is None:  # the new ones end the window: a copy, which is less work than a scatter
                 states[:, :, -new.shape[2] :] = new
             else:
                 states.index_copy_(2, place.position, new)
-        return self.leave(index, hidden, attention(query, keys, values, place.mask)), query
-
-    def enter(self, index: int, hidden: torch.Tensor, tables: tuple[torch.Tensor, ...]) -> tuple[torch.Tensor, ...]:
-        """Query, key, both turned, and value, each (2, H, T, D) in the cache's dtype, of hidden states (2, T, C)."""
-        project, norm = self.linears[index][0], self.tfmr.layers[index].input_layernorm
-        heads = (
-            project(rms_norm(hidden, norm))
-            .to(self.cache.dtype)
-            .unflatten(2, (3 * self.head_count, self.head_width))
-            .transpose(1, 2)
-        )
-        turned = rotated(heads[:, : 2 * self.head_count], *tables)
-        return *turned.chunk(2, dim=1), heads[:, 2 * self.head_count :]
-
-    def leave(self, index: int, hidden: torch.Tensor, attended: torch.Tensor) -> torch.Tensor:
-        """A layer's hidden states (2, T, C) after what was attended to (2, H, T, D), of those before (2, T, C)."""
-        _, merge, widen, narrow = self.linears[index]
-        hidden = hidden + merge(attended.to(hidden.dtype).transpose(1, 2).flatten(2))
-        gate, up = widen(rms_norm(hidden, self.tfmr.layers[index].post_attention_layernorm)).chunk(2, dim=-1)
-        return hidden + narrow(F.silu(gate) * up)
+        return self.backbone.leave(index, hidden, attention(query, keys, values, place.mask)), query
 
 
 @contextmanager
-def stepper(setup: Setup, kind: type[StaticT3] = StaticT3) -> Iterator[EagerT3]:
-    """Backend ``"static"``, and with another ``kind`` of transformer those that build on it."""
-    arguments = setup.analyzer, setup.text, setup.capacity, setup.heads, setup.weights, setup.rows
-    yield EagerT3(setup, kind(setup.t3.tfmr, *arguments), head_linear(setup.t3.speech_head, setup.weights))
+def stepper(setup: Setup, kind: type[Llama] | None = None) -> Iterator[EagerT3]:
+    """Backend ``"static"``, and with another ``kind`` of layers those that build on it."""
+    arguments = setup.analyzer, setup.text, setup.capacity, setup.heads, setup.weights, setup.rows, kind
+    yield EagerT3(setup, StaticT3(setup.t3.tfmr, *arguments), head_linear(setup.t3.speech_head, setup.weights))
 
 
 def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask: torch.Tensor | None) -> torch.Tensor:
@@ -189,25 +172,3 @@ def attention(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, mask:
     elif mask is None and key.stride(3) != 1:
         return attention_of_one(query, key, value)
     return F.scaled_dot_product_attention(query, key, value, attn_mask=mask)
-
-
-def rms_norm(hidden: torch.Tensor, norm: torch.nn.Module) -> torch.Tensor:
-    """Llama's RMS norm with the weights and the epsilon of a transformers module, in float32 inside."""
-    return F.rms_norm(hidden, hidden.shape[-1:], norm.weight, norm.variance_epsilon)
-
-
-def rotary_tables(rotary: torch.nn.Module, length: int, like: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Cosines and sines (length, D) of the first positions, in dtype and device of ``like``.
-
-    The frequencies are the model's own (RoPE with Llama 3's scaling, `transformers.modeling_rope_utils`), float32.
-    The sines of the first half of D are negative, as `rotated` needs them.
-    """
-    position = torch.arange(length, device=like.device, dtype=torch.float32)
-    angle = position[:, None] * rotary.inv_freq.float()
-    cosine, sine = angle.cos() * rotary.attention_scaling, angle.sin() * rotary.attention_scaling
-    return torch.cat([cosine, cosine], 1).to(like.dtype), torch.cat([-sine, sine], 1).to(like.dtype)
-
-
-def rotated(states: torch.Tensor, cosine: torch.Tensor, sine: torch.Tensor) -> torch.Tensor:
-    """States (..., T, D) turned by the angles of their positions; the halves of D are the pairs' coordinates."""
-    return states * cosine + states.roll(states.shape[-1] // 2, dims=-1) * sine

@@ -46,15 +46,6 @@ def test_states_and_rows_are_those_of_transformers(tts: Any, heads: backends.Hea
         embeds = embed(tts.t3, torch.tensor([[position * 7]]), position)
 
 
-def test_the_rotary_tables_are_the_models_own(tts: Any) -> None:
-    like = torch.zeros(1, dtype=torch.float32)
-    tables = static.rotary_tables(tts.t3.tfmr.rotary_emb, 300, like)
-    cosine, sine = (table[0] for table in tts.t3.tfmr.rotary_emb(like, torch.arange(300)[None]))
-    sine[:, : sine.shape[1] // 2] *= -1  # the sign that rotate_half gives to what it moves there
-    for table, model in zip(tables, (cosine, sine), strict=True):
-        torch.testing.assert_close(table, model, rtol=0, atol=0)
-
-
 def test_the_cache_is_made_once_and_stays_where_it_is(tts: Any) -> None:
     embeds, text = prefill(tts)
     attend = static.StaticT3(tts.t3.tfmr, "off", text, embeds.shape[1] + 2)
