@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Hashable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -32,6 +33,8 @@ STREAMS = {
     "ours, off, graph": ("ours, exact, graph", "same"),
 }
 """The variants that the result shows where a record has them: what it calls them, and how they sound."""
+OLDER = {"cpu_capability": "AVX512", "bfloat16": True}
+"""The kind of CPU of the records that are older than its columns: one machine's, see data/README.md."""
 
 
 def boards() -> dict[str, pd.DataFrame]:
@@ -55,10 +58,15 @@ def result_table() -> str:
     return f"{_markdown(table)}\n\n{_measured_on()}"
 
 
+def with_kind(facts: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
+    """A record's row with its kind of CPU, also where it is older than the columns for it."""
+    return dict(facts) | (OLDER if pd.isna(facts.get("cpu_capability")) else {})
+
+
 def _measured_on() -> str:
     runs = [load_results(name) for name, _ in RESULTS.values()]
     rounds = "/".join(str(table[table["state"] == "warm"]["round"].nunique()) for table in runs)
-    first = [table.iloc[0] for table in runs]
+    first = [with_kind(table.iloc[0]) for table in runs]
     seconds = "/".join(dict.fromkeys(f"{row['total_audio_duration']:.0f}" for row in first))
     machines = dict.fromkeys(f"{in_words(row)}, torch {row['torch']}" for row in first)
     return f"{seconds} s of speech a stream; medians of {rounds} rounds, streams in turn; {' / '.join(machines)}."
@@ -69,8 +77,10 @@ def _markdown(table: pd.DataFrame) -> str:
 
 
 def full_size(kind: str, leave_out: tuple[str, ...] = ()) -> pd.DataFrame:
-    """The records of Chatterbox's own sizes."""
-    return recorded(kind, leave_out=leave_out).query("model not in ('tiny', 'lab')")
+    """The records of Chatterbox's own sizes; each names its kind of CPU."""
+    rows = recorded(kind, leave_out=leave_out).query("model not in ('tiny', 'lab')")
+    each = rows.to_dict("records")
+    return rows.assign(record=[row["record"].replace(in_words(row), in_words(with_kind(row))) for row in each])
 
 
 def t3_table() -> str:
@@ -134,7 +144,7 @@ def filled(path: Path) -> str:
 def draw() -> Path:
     """Draws the title figure from the records, into the folder of figures; returns the path of the PNG."""
     figures.set_style()
-    origin = figures.origin(*(load_results(name).iloc[0].to_dict() for name, *_ in RESULTS.values()))
+    origin = figures.origin(*(with_kind(load_results(name).iloc[0]) for name, *_ in RESULTS.values()))
     return figures.save(figures.stream_bars(boards()), FIGURE, origin)
 
 

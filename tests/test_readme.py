@@ -170,6 +170,14 @@ def test_one_machine_of_each_kind_has_a_table_and_the_others_a_line(kind: str, m
     assert all(name in told for name in records.index)
 
 
+def test_every_table_names_the_kind_of_cpu() -> None:
+    told = [made() for tables in readme.TABLES.values() for made in tables.values()]
+    assert all("AMD EPYC with AVX512 and bfloat16, 2 cores" in table for table in told)
+    assert not any("AMD EPYC, " in table for table in told)
+    new = {"device": "cpu", "cpu_capability": "AVX2", "bfloat16": False}
+    assert readme.with_kind(new) == new
+
+
 def test_what_a_second_machine_says_otherwise_is_told() -> None:
     shown = pd.DataFrame({"to stock": [1.0, 2.0], "same tokens": ["9 of 9", "9 of 9"]}, index=["stock", "graph"])
     other = shown.assign(**{"to stock": [1.0, 2.2], "same tokens": ["9 of 9", "7 of 9"]})
@@ -209,7 +217,7 @@ def test_the_title_figure_shows_the_recorded_numbers() -> None:
         assert title.replace("'", "&#39;") in drawn or title in drawn
         for _, row in board.iterrows():
             assert f"RTF {row['RTF']:.2f}, first chunk after {row['first chunk (s)']:.2f} s" in drawn
-    assert "AMD EPYC" in drawn
+    assert "AMD EPYC with AVX512 and bfloat16, 2 cores" in drawn
 
 
 def test_the_title_figure_marks_real_time_and_tells_the_sounds_apart() -> None:
