@@ -8,7 +8,7 @@ in a process of its own. The rows have a ``part``:
   ``call``, and how many layers ran ``manual`` attention or ``sdpa`` in its steps. Call 0 is a model as loaded; the
   last ones, ``ours``, go through this package.
 - ``t3``: seconds that one way takes for its tokens, ``prefill`` left out, and how many are the release's own.
-- ``speech``: seconds from text to sound: the release's ``generate``, ours, and ours at its fastest, in one chunk.
+- ``streams``: whole streams of ours beside the release's own ``generate`` (`living_streams`).
 """
 
 from __future__ import annotations
@@ -30,15 +30,16 @@ import transformers
 from tqdm.auto import tqdm
 
 from ..engine.request import checked
-from ..engine.settings import FAST, StreamSettings, whole_number
-from ..engine.stream import generate, generate_stream, speech_tokens
+from ..engine.settings import StreamSettings, whole_number
+from ..engine.stream import speech_tokens
 from ..engine.t3.decode import tokens as decoded
 from ..engine.t3.spies import remove_spies
 from ..engine.variants import encode, variant_of
 from ..files import REPOSITORY, attribute
 from ..released import release
+from ..voices.kinds import KINDS
 from ..voices.load import load
-from . import command
+from . import command, living_streams
 from .fallback import count_spies, watch_layers
 from .logs import quiet
 from .machine import machine_facts
@@ -46,7 +47,8 @@ from .overlays import OVERLAYS, environment
 from .turns import to_and_fro
 
 Row = dict[str, Any]
-VARIANTS = ("english", "multilingual")
+ASKING = ("english", "multilingual")
+"""The kinds that might ask T3's layers for their maps; Turbo's code has no such place."""
 STOCK = "release"
 WAYS = {"hf": {"backend": "hf"}, "static": {"backend": "static"}, "int8": {"backend": "static", "weights": "int8"}}
 """How ours decodes, beside the release's own loop."""
@@ -58,14 +60,18 @@ _COSTLY = "tts"
 
 def released_tokens(tts: Any, text: str, seed: int, tokens: int) -> tuple[torch.Tensor, float]:
     """What the release's own ``T3.inference`` says, and the seconds a token that it takes after the first."""
-    numbers, marks = variant_of(tts).settled(StreamSettings()), []
+    variant, marks = variant_of(tts), []
+    numbers = variant.settled(StreamSettings())
     head = tts.t3.speech_head.register_forward_hook(lambda *_: marks.append(time.perf_counter()))
-    wanted = {"temperature": 0.8, "cfg_weight": 0.5, "repetition_penalty": numbers.repetition_penalty}
-    wanted |= {"min_p": numbers.min_p, "top_p": numbers.top_p, "max_new_tokens": tokens}
+    given = {"t3_cond": tts.conds.t3, "text_tokens": encode(tts, text, "en", variant.rows), "temperature": 0.8}
+    given |= {"repetition_penalty": numbers.repetition_penalty, "top_p": numbers.top_p}
     torch.manual_seed(seed)
     try:
         with _no_bar(tts):
-            said = tts.t3.inference(t3_cond=tts.conds.t3, text_tokens=encode(tts, text, "en"), **wanted)[0]
+            if variant.rows == 1:  # Turbo, whose first token is not counted
+                said = tts.t3.inference_turbo(**given, top_k=numbers.top_k, max_gen_len=tokens - 1)[0]
+            else:
+                said = tts.t3.inference(**given, cfg_weight=0.5, min_p=numbers.min_p, max_new_tokens=tokens)[0]
     finally:
         head.remove()
     return said[said < 6561], (marks[-1] - marks[0]) / max(1, len(marks) - 1)
@@ -141,46 +147,18 @@ def unspied(tts: Any) -> Iterator[None]:
         remove_spies(tts.t3.tfmr)
 
 
-def speech_costs(tts: Any, tokens: int, rounds: int) -> Iterator[Row]:
-    """The rows of part ``speech``: text to sound, all ways in turns."""
-    fixed = {"seed": 0, "max_new_tokens": tokens, "language": "en"}
-
-    def stock() -> Row:
-        inference = tts.t3.inference
-        shorter = attribute(tts.t3, "inference", lambda **given: inference(**given | {"max_new_tokens": tokens}))
-        with shorter, _no_bar(tts):
-            torch.manual_seed(0)
-            wav = tts.generate(TEXT, **({"language_id": "en"} if variant_of(tts).multilingual else {}))
-        return {"audio_seconds": wav.shape[1] / tts.sr}
-
-    def whole(settings: StreamSettings) -> Row:
-        return {"audio_seconds": generate(tts, TEXT, settings, **fixed).shape[1] / tts.sr}
-
-    def one_chunk(settings: StreamSettings) -> Row:
-        *_, (_, metrics) = generate_stream(tts, TEXT, settings, **fixed)
-        return {"audio_seconds": metrics.total_audio_duration}
-
-    int8 = FAST.replace(backend="static", weights="int8", chunk_size=tokens + 1)
-    ways = {STOCK: stock, "ours": partial(whole, StreamSettings(backend="static"))}
-    ways |= {"ours, fast, int8": partial(one_chunk, int8)}
-    for number in range(-1, rounds):
-        for way in to_and_fro(ways, max(number, 0)):
-            start = time.perf_counter()
-            with unspied(tts):
-                found = ways[way]()
-            yield {"way": way, "round": number, "seconds": time.perf_counter() - start} | found
-
-
 def measured(options: argparse.Namespace) -> Iterator[Row]:
     """All rows of the release that is importable here."""
     for variant in options.variants:
         tts = load(options.model, variant=variant, device="cpu", watermark=False)
         facts = {"variant": variant, "release": str(release()), "transformers": transformers.__version__}
-        parts = {"calls": partial(calls, tts)}
+        parts = {"calls": partial(calls, tts)} if variant in ASKING else {}
         if options.costs:
+            language = {"language": "en"} if variant_of(tts).multilingual else {}
+            streamed = tts, KINDS[variant], options.stream_tokens, options.rounds, language
             parts |= {
                 "t3": partial(t3_costs, tts, options.tokens, options.rounds),
-                "speech": partial(speech_costs, tts, options.tokens, options.rounds),
+                "streams": partial(living_streams.costs, *streamed),
             }
         for part, rows in parts.items():
             with quiet():
@@ -193,17 +171,19 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     command.add_model(parser, models="tiny, random")
     add = partial(parser.add_argument, metavar="X")
     add("--releases", nargs="+", default=list(OVERLAYS), choices=OVERLAYS, help="%(choices)s (default: all)")
-    add("--variants", nargs="+", default=list(VARIANTS), choices=VARIANTS, help="%(choices)s (default: both)")
-    add("--tokens", type=int, default=24, help="speech tokens of each measured call (default: %(default)s)")
+    add("--variants", nargs="+", default=list(KINDS), choices=KINDS, help="%(choices)s (default: all)")
+    add("--tokens", type=int, default=24, help="speech tokens of each measured call of T3 (default: %(default)s)")
+    add("--stream-tokens", type=int, default=100, help="speech tokens of each stream (default: %(default)s)")
     add("--rounds", type=int, default=3, help="measured rounds, after one to warm up (default: %(default)s)")
-    parser.add_argument("--costs", action="store_true", help=f"also what T3 and speech cost, of {_COSTLY!r} alone")
+    parser.add_argument("--costs", action="store_true", help=f"also what T3 and streams cost, of {_COSTLY!r} alone")
     parser.add_argument("--here", action="store_true", help="print, as JSON, the rows of the release importable here")
     command.add_record(parser, "living_MODEL.csv")
 
 
 def run(options: argparse.Namespace) -> int:
     """Measures the releases, each in its own process; returns 1 where one could not be measured."""
-    whole_number("tokens", options.tokens, 2), whole_number("rounds", options.rounds, 1)
+    for name, least in (("tokens", 2), ("stream_tokens", 2), ("rounds", 1)):
+        whole_number(name, getattr(options, name), least)
     if options.here:
         for row in measured(options):
             print(json.dumps(row), flush=True)
@@ -227,7 +207,11 @@ def run(options: argparse.Namespace) -> int:
 
 def _in_overlay(name: str, options: argparse.Namespace) -> list[Row]:
     wanted = [sys.executable, "-m", "chatterbox_lab", "living", "--here", "--model", options.model]
-    wanted += ["--variants", *options.variants, "--tokens", str(options.tokens), "--rounds", str(options.rounds)]
+    variants = [it for it in options.variants if it in ASKING or (options.costs and name == _COSTLY)]
+    if not variants:
+        return []
+    wanted += ["--variants", *variants, "--tokens", str(options.tokens), "--rounds", str(options.rounds)]
+    wanted += ["--stream-tokens", str(options.stream_tokens)]
     wanted += ["--costs"] * (options.costs and name == _COSTLY)
     rows = []
     process = subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True, env=environment(name), cwd=REPOSITORY)
@@ -274,12 +258,3 @@ def after_calls(table: pd.DataFrame) -> pd.DataFrame:
     rows = table[(table["part"] == "calls") & (table["call"] > 0)]
     index = ["release", "transformers", "variant", "way", "call"]
     return rows.astype({"call": int}).set_index(index)[["hooks", "maps", "attention", "manual", "sdpa"]]
-
-
-def speech(table: pd.DataFrame) -> pd.DataFrame:
-    """Medians of part ``speech``, by variant and way: ``RTF``, and how many times ``faster`` than the release."""
-    rows = table[(table["part"] == "speech") & (table["round"] >= 0)].set_index(["variant", "round"])
-    rows = rows.assign(rtf=rows["seconds"] / rows["audio_seconds"])
-    stock = rows[rows["way"] == STOCK]["rtf"].reindex(rows.index)
-    grouped = rows.assign(faster=stock / rows["rtf"]).groupby(["variant", "way"], sort=False)
-    return pd.DataFrame({"RTF": grouped["rtf"].median(), "faster": grouped["faster"].median()})

@@ -30,7 +30,7 @@ def timed() -> pd.DataFrame:
     rows = [
         {"part": part, "variant": "english", "way": way, "round": number, "seconds": seconds / (number + 2)}
         | {"tokens": 10, "same_tokens": 10 - number * (way == "static"), "audio_seconds": 2.0}
-        for part in ("t3", "speech")
+        for part in ("t3",)
         for number in (-1, 0, 1)
         for way, seconds in ((living.STOCK, 8.0), ("static", 4.0 if number == 0 else 2.0))
     ]
@@ -41,8 +41,6 @@ def test_costs_are_medians_and_ratios_within_rounds() -> None:
     costs = living.costs(timed()).loc["english"]
     assert costs.loc["static", ["faster", "least", "most"]].tolist() == [3.0, 2.0, 4.0]
     assert costs["same tokens"].to_dict() == {living.STOCK: 10, "static": 9}
-    speech = living.speech(timed()).loc["english"]
-    assert speech.loc[living.STOCK, "RTF"] == pytest.approx((4 + 8 / 3) / 2 / 2)
 
 
 def test_the_record_is_drawn_whole() -> None:
