@@ -190,7 +190,7 @@ def run(options: argparse.Namespace) -> int:
         return 0
     record = command.open_record(options, f"living_{command.model_name(options)}.csv")
     facts = machine_facts() | {"model": Path(options.model).name, "dtype": "float32"}
-    record.check({name: facts[name] for name in ("commit", "torch", "machine", "model")})
+    record.check(facts)
     failed = []
     for name in options.releases:
         if any(row["overlay"] == name for row in record.rows):

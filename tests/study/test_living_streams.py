@@ -4,7 +4,7 @@ import pandas as pd
 import pytest
 
 from chatterbox_lab.study import living_streams
-from chatterbox_lab.study.living_streams import CHUNKS, EXACT, FASTEST, NEW, STOCK
+from chatterbox_lab.study.living_streams import CHUNKS, EXACT, FASTEST, NEW, STOCK, WHOLE
 from chatterbox_lab.voices import load as models
 from chatterbox_lab.voices.kinds import KINDS
 
@@ -12,11 +12,11 @@ from chatterbox_lab.voices.kinds import KINDS
 def test_every_way_speaks_and_the_voice_is_as_before() -> None:
     tts = models.load("tiny", device="cpu", watermark=False)  # its own: the release's calls leave things on it
     conds = tts.conds
-    rows = pd.DataFrame(living_streams.costs(tts, KINDS["english"], tokens=26, rounds=2, language={}))
+    rows = pd.DataFrame(living_streams.costs(tts, KINDS["english"], tokens=26, rounds=1, language={}))
     assert tts.conds is conds
-    wanted = {(STOCK, 0)} | {(way, size) for way in (EXACT, FASTEST, NEW) for size in CHUNKS}
+    wanted = {(STOCK, 0), (EXACT, WHOLE)} | {(way, size) for way in (EXACT, FASTEST, NEW) for size in CHUNKS}
     assert set(rows.groupby(["way", "chunk_size"]).groups) == wanted
-    assert (rows.groupby(["way", "chunk_size"]).size() == 2).all()
+    assert (rows.groupby(["way", "chunk_size"]).size() == 1).all()
     ours = rows[rows["way"].isin([EXACT, FASTEST])]
     assert (ours["audio_seconds"] == 26 * 0.04).all()
     assert (ours["t3_seconds"] + ours["s3gen_seconds"] <= ours["seconds"]).all()
