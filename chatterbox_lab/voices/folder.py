@@ -14,12 +14,23 @@ from chatterbox.models.t3.modules.cond_enc import T3Cond
 from safetensors.torch import load_file, save_file
 
 from ..files import written_whole
-from .kinds import LabTTS, write_tokenizer
+from .kinds import Kind, LabTTS, write_tokenizer
 
 # Computed when the classes are built, so a checkpoint need not hold them (S3Tokenizer.ignore_state_dict_missing).
 _COMPUTED = ("_mel_filters", "window")
 # GPT-2's own embedding of words, which released weights hold and T3 does without (ChatterboxTurboTTS.from_local).
 _UNUSED = "tfmr.wte.weight"
+
+
+def complete(folder: Path, kind: Kind, clone: bool) -> None:
+    """Raises FileNotFoundError for the first file that a model of this kind lacks; ``clone`` as in `ModelConfig`."""
+    weights = [kind.t3, (kind.s3gen,)] + [("ve",)] * clone
+    for names in (*kind.tokenizer, *map(_files, weights)):
+        find(folder, *names)
+
+
+def _files(names: Sequence[str]) -> list[str]:
+    return [f"{name}{ending}" for name in names for ending in (".safetensors", ".pt")]
 
 
 def fill(tts: LabTTS, folder: Path) -> None:
@@ -33,7 +44,7 @@ def fill(tts: LabTTS, folder: Path) -> None:
 
 
 def _load_weights(module: torch.nn.Module, folder: Path, names: Sequence[str]) -> None:
-    path = find(folder, *(f"{name}{ending}" for name in names for ending in (".safetensors", ".pt")))
+    path = find(folder, *_files(names))
     name = path.stem
     state = _read(path)
     if "model" in state:  # the released t3_cfg.pt wraps its weights

@@ -14,7 +14,7 @@ from ..files import LAB_VOICE
 from ..host import building
 from .build import LabTTS, assemble, random_conditionals
 from .config import TINY, ModelConfig
-from .folder import fill, find
+from .folder import complete, fill
 from .kinds import KINDS, Kind
 
 MODELS = ("lab", "tiny", "random", "pretrained")
@@ -67,10 +67,10 @@ def load(
     folder = None if isinstance(model, str) and model in _RANDOM else _folder(model, kind)
     if dtype == torch.bfloat16:
         warn_of_emulation("load(dtype='bfloat16')", "dtype='float32' is what T3 was released in.", device)
-    for names in kind.tokenizer if folder is not None else ():
-        find(folder, *names)
     sizes = replace(TINY, **kind.tiny) if model == "tiny" else ModelConfig(**kind.sizes, trained=folder is not None)
     config = sizes if folder is None else ModelConfig.read(folder / "config.json", sizes)
+    if folder is not None:
+        complete(folder, kind, config.clone)
     with torch.random.fork_rng(devices=[]), building():
         torch.default_generator.manual_seed(seed)  # torch.manual_seed would reseed the GPU's generators as well
         tts = assemble(config, None if folder is None else folder / kind.tokenizer[0][0], watermark, variant)

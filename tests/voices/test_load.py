@@ -17,7 +17,7 @@ from chatterbox.tts import ChatterboxTTS
 from conftest import TEXT
 
 import chatterbox_lab as lab
-from chatterbox_lab.voices import build
+from chatterbox_lab.voices import build, kinds
 from chatterbox_lab.voices import load as models
 from chatterbox_lab.voices.config import ModelConfig
 from chatterbox_lab.voices.folder import _weights, save
@@ -121,6 +121,33 @@ def test_a_missing_file_is_named(folder: Path, tmp_path: Path, name: str) -> Non
             (tmp_path / file.name).symlink_to(file)
     with pytest.raises(FileNotFoundError, match=f"no {name}"):
         models.load(tmp_path, device="cpu")
+
+
+def test_a_missing_file_is_named_before_anything_is_built(
+    folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for file in folder.iterdir():
+        if file.name != "ve.safetensors":
+            (tmp_path / file.name).symlink_to(file)
+    monkeypatch.setattr(models, "assemble", lambda *_: 1 / 0)
+    with pytest.raises(FileNotFoundError, match=r"no ve\.safetensors or ve\.pt; the folder holds conds\.pt, config"):
+        models.load(tmp_path, device="cpu")
+
+
+@pytest.mark.parametrize("variant", ["multilingual", "turbo", "nano"])
+def test_what_the_installed_release_lacks_is_named(variant: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    lacks = rf"variant='{variant}': the installed Chatterbox \({{}}\) has no such model; chatterbox-tts and"
+    with pytest.raises(ValueError, match=lacks.format(r"chatterbox-streaming [\d.]+")):
+        lab.load("tiny", variant=variant)
+
+    def unknown() -> None:
+        raise LookupError
+
+    monkeypatch.setattr(kinds, "release", unknown)  # a checkout that is on sys.path by itself
+    with pytest.raises(ValueError, match=lacks.format(r".*/chatterbox")):
+        lab.load("tiny", variant=variant)
+    with pytest.raises(ValueError, match=f"variant='{variant}': the lab voice speaks English; take one of 'tiny'"):
+        lab.load(variant=variant)
 
 
 @pytest.mark.parametrize(

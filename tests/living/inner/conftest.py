@@ -25,3 +25,13 @@ def english() -> Any:
 @pytest.fixture(scope="session")
 def multilingual() -> Any:
     return lively(lab.load("tiny", variant="multilingual", device="cpu", seed=0))
+
+
+@pytest.fixture(scope="session")
+def turbo() -> Any:
+    return lively(lab.load("tiny", variant="turbo", device="cpu", seed=0))
+
+
+@pytest.fixture(scope="session")
+def nano() -> Any:
+    return lively(lab.load("tiny", variant="nano", device="cpu", seed=0))

@@ -241,15 +241,20 @@ def test_what_the_releases_own_calls_leave(multilingual: Any) -> None:
             layer.self_attn._forward_hooks.clear()
 
 
-def test_a_model_of_another_kind_is_refused_untouched() -> None:
-    from chatterbox import tts_turbo
+def test_a_model_of_another_kind_is_refused_untouched(english: Any, turbo: Any) -> None:
+    from chatterbox.tts_turbo import ChatterboxTurboTTS
 
-    turbo = tts_turbo.ChatterboxTurboTTS.__new__(tts_turbo.ChatterboxTurboTTS)
-    before = dict(vars(turbo))
-    for wrong in (turbo, SimpleNamespace(), None, released):
-        with pytest.raises(TypeError, match="tts: must be a ChatterboxTTS or ChatterboxMultilingualTTS"):
+    unbuilt, mixed = (ChatterboxTurboTTS.__new__(ChatterboxTurboTTS) for _ in range(2))
+    vars(mixed).update(vars(turbo), t3=english.t3)
+    before = dict(vars(mixed))
+    for wrong in (unbuilt, SimpleNamespace(), None, released):
+        with pytest.raises(TypeError, match="tts: must be a ChatterboxTTS"):
             lab.patch(wrong)
-    assert vars(turbo) == before
+    with pytest.raises(TypeError, match=r"tts: its T3 must be a GPT2Model, is a transformers\..*LlamaModel"):
+        lab.patch(mixed)
+    assert vars(unbuilt) == {}
+    assert vars(mixed) == before
+    assert type(mixed) is ChatterboxTurboTTS
 
 
 def test_the_watermark_is_the_releases(tts: Any, kind: str) -> None:
