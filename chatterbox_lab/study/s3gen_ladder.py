@@ -49,20 +49,22 @@ class Rung(ladder.Rung):
     sound: str = "other"
 
 
-_CACHED, _BFLOAT16 = {"flow": "cached"}, {"flow_dtype": "bfloat16"}
-_FAST = {name: getattr(FAST, name) for name in ("flow", "flow_dtype", "flow_steps", "prompt_tokens")}
+_CACHED, _BFLOAT16, _VOCODER = {"flow": "cached"}, {"flow_dtype": "bfloat16"}, {"vocoder_dtype": "bfloat16"}
+_FAST = {name: getattr(FAST, name) for name in ("flow", "flow_dtype", "flow_steps", "prompt_tokens", "vocoder_dtype")}
 SOUNDS = {"exact": {}, "once": _CACHED, "fast": _FAST}
 """Changes of `StreamSettings` for the benchmark: upstream's mel, each frame once, and all that makes it cheaper."""
 RUNGS = (
     Rung(STOCK, STOCK, sound="same"),
     Rung(EXACT, STOCK, sound="same"),
     Rung("bfloat16", EXACT, _BFLOAT16, sound="rounding"),
+    Rung("bfloat16 vocoder", EXACT, _VOCODER, sound="rounding"),
     Rung("5 Euler steps", EXACT, {"flow_steps": 5}),
     Rung("voice prompt of 3 s", EXACT, {"prompt_tokens": 75}),
     Rung("each frame once", EXACT, _CACHED),
     Rung("each frame once, bfloat16", "each frame once", _CACHED | _BFLOAT16),
     Rung("and 5 Euler steps", "each frame once, bfloat16", _CACHED | _BFLOAT16 | {"flow_steps": 5}),
-    Rung("and a prompt of 3 s", "and 5 Euler steps", _FAST | _BFLOAT16),
+    Rung("and a prompt of 3 s", "and 5 Euler steps", _FAST | _BFLOAT16 | {"vocoder_dtype": "float32"}),
+    Rung("and the vocoder in bfloat16", "and a prompt of 3 s", _FAST | _BFLOAT16 | _VOCODER),
 )
 
 
@@ -130,7 +132,7 @@ def climb(
 
     Yields:
         A row a rung and round: ``rung``, ``round``, ``seconds``, ``chunk_size``, ``context_window``, and
-        ``mel_decibels``, the mean distance of its log-mel to that of `EXACT` in the same round.
+        ``mel_decibels``, the mean distance of its log-mel, as the vocoder gets it, to that of `EXACT` in the round.
     """
     shape = {"chunk_size": max(chunk_size, context_window), "context_window": context_window}
     makers: dict[str, Renders] = {

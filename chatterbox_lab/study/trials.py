@@ -74,6 +74,7 @@ WAYS = {
         no_cross_fade={"fade_duration": 0},
         each_frame_once={"flow": "cached"},
         bfloat16={"flow_dtype": "bfloat16"},
+        vocoder_in_bfloat16={"vocoder_dtype": "bfloat16"},
         five_steps={"flow_steps": 5},
         two_steps={"flow_steps": 2},
         half_the_prompt={"prompt_tokens": 25},
