@@ -312,6 +312,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--sentences", type=int, metavar="X", default=40, help="of data/heldout.txt (default: 40)")
     parser.add_argument("--seed", type=int, metavar="X", default=0, help="of tokens and noise (default: 0)")
     parser.add_argument(
+        "--ways", nargs="+", metavar="X", default=list(WAYS), help=f"of {', '.join(WAYS)} (default: all)"
+    )
+    parser.add_argument(
         "--guard", action="store_true", help="data/provoking.txt instead, without the guard and with it"
     )
     command.add_record(parser, "trials_MODEL.csv, or guard_MODEL.csv")
@@ -320,6 +323,8 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Makes the sentences audible in all of `WAYS`, or with ``--guard`` provokes faults, and records what is heard."""
     sentences, seed = whole_number("sentences", options.sentences, 1), whole_number("seed", options.seed, 0, 2**63 - 1)
+    if unknown := [way for way in options.ways if way not in WAYS]:
+        raise ValueError(f"ways={unknown!r}: each must be one of {', '.join(map(repr, WAYS))}")
     device, name = pick_device(options.device), command.model_name(options)
     record = command.open_record(options, f"{'guard' if options.guard else 'trials'}_{name}.csv")
     facts = machine_facts(device) | {"model": name, "dtype": "float32"}
@@ -328,7 +333,8 @@ def run(options: argparse.Namespace) -> int:
     if options.guard:
         provoke(tts, PROVOKING.read_text().splitlines(), record, seed=seed, facts=facts)
     else:
-        measure(tts, HELD_OUT.read_text().splitlines()[:sentences], WAYS, record, seed=seed, facts=facts)
+        ways = {way: WAYS[way] for way in options.ways}
+        measure(tts, HELD_OUT.read_text().splitlines()[:sentences], ways, record, seed=seed, facts=facts)
     record.finish()
     print(f"{len(record.rows)} rows are in {record.path.name}.")
     return 0
