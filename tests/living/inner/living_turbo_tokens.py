@@ -47,6 +47,7 @@ def built(request: pytest.FixtureRequest) -> Any:
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         plain.weight.mul_(5)
+        tts.t3.tfmr.wpe.weight.mul_(20)
         for part in tts.t3.tfmr.modules():
             if getattr(part, "bias", None) is not None and part.bias.ndim == 1:
                 part.bias.add_(torch.randn_like(part.bias), alpha=0.1)
