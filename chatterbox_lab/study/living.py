@@ -54,6 +54,8 @@ WAYS = {"hf": {"backend": "hf"}, "static": {"backend": "static"}, "int8": {"back
 """How ours decodes, beside the release's own loop."""
 TEXT = "The quick brown fox reads a long sentence to the lazy dog."
 CALLS, STEPS = 3, 8
+STREAMED = ("english", "turbo", "nano")
+"""The kinds whose streams are measured; Multilingual has English's sizes, and T3 and S3Gen cost the same."""
 _COSTLY = "tts"
 """The overlay whose costs are measured: the official release on the environment's transformers."""
 
@@ -156,10 +158,9 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
         if options.costs:
             language = {"language": "en"} if variant_of(tts).multilingual else {}
             streamed = tts, KINDS[variant], options.stream_tokens, options.rounds, language
-            parts |= {
-                "t3": partial(t3_costs, tts, options.tokens, options.rounds),
-                "streams": partial(living_streams.costs, *streamed),
-            }
+            parts["t3"] = partial(t3_costs, tts, options.tokens, options.rounds)
+            if variant in STREAMED:
+                parts["streams"] = partial(living_streams.costs, *streamed)
         for part, rows in parts.items():
             with quiet():
                 for row in rows():

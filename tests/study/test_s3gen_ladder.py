@@ -147,7 +147,7 @@ def test_what_is_wrong_is_said(
 
 def test_the_last_rung_is_the_preset() -> None:
     last = s3gen_ladder.RUNGS[-1].changes
-    assert s3gen_ladder.SOUNDS["fast"] | {"flow_dtype": "bfloat16"} == last
+    assert s3gen_ladder.SOUNDS["fast"] | {"flow_dtype": "bfloat16", "vocoder_dtype": "bfloat16"} == last
     assert BALANCED.replace(**s3gen_ladder.SOUNDS["fast"]) == FAST.replace(context_window=BALANCED.context_window)
 
 

@@ -7,7 +7,8 @@ import numpy as np
 import pandas as pd
 from matplotlib.figure import Figure
 
-from ..colors import AMBER, BLUE, RUST, SKY
+from ...study.living_streams import EXACT, FASTEST, PARTS, STOCK, WHOLE
+from ..colors import AMBER, BLUE, GREY, RUST, SKY
 
 WAY_COLORS = {"release": RUST, "hf": SKY, "static": BLUE, "int8": AMBER}
 """How each way to decode is drawn."""
@@ -44,7 +45,7 @@ def decode_costs(table: pd.DataFrame) -> Figure:
         table: from `study.living.costs`.
     """
     variants = table.index.unique("variant")
-    figure, axes = plt.subplots(1, len(variants), figsize=(8.5, 2.4), sharey=True, sharex=True)
+    figure, axes = plt.subplots(1, len(variants), figsize=(10, 2.4), sharey=True, sharex=True)
     for ax, variant in zip(axes, variants, strict=True):
         rows = table.loc[variant]
         ax.barh(rows.index, rows["ms/token"], color=[WAY_COLORS[way] for way in rows.index])
@@ -53,4 +54,39 @@ def decode_costs(table: pd.DataFrame) -> Figure:
         ax.set(title=variant, xlabel="ms a token (T3)")
         ax.margins(x=0.18)
     axes[0].invert_yaxis()
+    return figure
+
+
+STREAMS = {
+    (STOCK, 0): "its own call, whole",
+    (EXACT, WHOLE): "ours, whole, same sound",
+    (FASTEST, 50): "ours, fastest, chunks of 50",
+    (FASTEST, 25): "ours, fastest, chunks of 25",
+}
+"""The ways of a board that `real_time` draws, and how it calls them."""
+
+
+def real_time(board: pd.DataFrame) -> Figure:
+    """Seconds a second of speech by part, a field a model; the line is real time.
+
+    Args:
+        board: from `study.living_streams.board`.
+    """
+    variants = board.index.unique("variant")
+    figure, axes = plt.subplots(1, len(variants), figsize=(10, 2.6), sharey=True, sharex=True)
+    for ax, variant in zip(np.atleast_1d(axes), variants, strict=True):
+        rows = board.loc[variant].loc[list(STREAMS)]
+        left = np.zeros(len(rows))
+        for part, color, name in zip(PARTS, (BLUE, AMBER, GREY), ("T3", "S3Gen", "rest"), strict=True):
+            ax.barh(range(len(rows)), rows[part], left=left, color=color, label=name)
+            left += rows[part].to_numpy()
+        for place, rtf in enumerate(rows["RTF"]):
+            ax.text(rtf, place, f" {rtf:.2f}", va="center", fontsize=8)
+        ax.axvline(1, color="black", linewidth=1, linestyle="--")
+        ax.set(title=variant, xlabel="s a second of speech (RTF)")
+        ax.margins(x=0.2)
+    first = np.atleast_1d(axes)[0]
+    first.set_yticks(range(len(STREAMS)), list(STREAMS.values()), fontsize=8)
+    first.invert_yaxis()
+    np.atleast_1d(axes)[-1].legend(fontsize=8, loc="lower right")
     return figure
