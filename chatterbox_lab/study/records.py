@@ -145,7 +145,7 @@ def one_of_each_kind(machines: Mapping[str, pd.DataFrame]) -> dict[str, pd.DataF
     first = {}
     for name, table in machines.items():
         row = table.iloc[0]
-        first.setdefault((row["device"], row["cpu"] if row["device"] == "cpu" else ""), name)
+        first.setdefault((row["device"], row["machine"] if row["device"] == "cpu" else ""), name)
     return {name: machines[name] for name in first.values()}
 
 

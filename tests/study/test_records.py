@@ -208,10 +208,10 @@ def test_verdicts_are_printed_and_kept(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 def test_one_machine_of_each_kind_is_the_first_of_it() -> None:
-    kinds = {"Zen": "cpu", "H100": "cuda", "Atom": "cpu", "H200": "cuda"}
-    tables = {name: pd.DataFrame({"device": [kind] * 2}) for name, kind in kinds.items()}
+    kinds = {"AMD EPYC": "cpu", "H100": "cuda", "Intel Xeon": "cpu", "H200": "cuda", "AMD EPYC, again": "cpu"}
+    tables = {name: pd.DataFrame({"device": [kind] * 2, "machine": name.split(",")[0]}) for name, kind in kinds.items()}
     found = records.one_of_each_kind(tables)
-    assert list(found) == ["Zen", "H100"]
+    assert list(found) == ["AMD EPYC", "H100", "Intel Xeon"]
     assert found["H100"] is tables["H100"]
 
 
