@@ -141,6 +141,7 @@ def test_the_head_is_the_modules_own(dtype: str) -> None:
 def test_weights_that_lie_by_input_are_read_as_they_lie(columns: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """GPT-2's, which come with one row: no form of it is faster, and a turned copy would take as much memory again."""
     monkeypatch.setattr(linears, "columns_are_faster", lambda threads: columns)
+    monkeypatch.setattr(linears, "_columns", None)  # would read them across
     tfmr = GPT2Model(GPT2Config(n_layer=2, n_embd=64, n_head=2, n_positions=16, vocab_size=8))
     layer = tfmr.h[1]
     parts = layer.attn.c_attn, layer.attn.c_proj, layer.mlp.c_fc, layer.mlp.c_proj

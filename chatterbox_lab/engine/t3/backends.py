@@ -124,7 +124,7 @@ def backend_of(settings: StreamSettings, t3: T3) -> str:
     """The name of the backend that runs this model with these settings.
 
     ``"auto"`` is the fastest that says upstream's tokens: ``"static"``, and ``"hf"`` where the analyzer needs attention
-    maps, or where T3's layers are not Llama's own any more (adapters, quantised layers, hooks).
+    maps, or where T3's layers are not the release's own any more (adapters, quantised layers, hooks).
 
     Raises:
         ValueError: a backend or weights that the device does not have.

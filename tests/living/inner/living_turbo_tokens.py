@@ -102,9 +102,16 @@ def test_text_position_and_voice_act(tts: Any, monkeypatch: pytest.MonkeyPatch) 
     assert len({tuple(codes.tolist()) for codes in said}) == 5
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.fixture
+def anywhere(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Lets ``graph`` run on a CPU, where nothing is captured: the work is run as it is."""
+    monkeypatch.setitem(backends.BACKENDS, "graph", replace(backends.BACKENDS["graph"], devices=()))
+    monkeypatch.setattr(graph, "captured", lambda work, *_: work)
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "graph"])
 def test_the_start_token_pays_once_and_again_when_it_was_said(
-    tts: Any, backend: str, monkeypatch: pytest.MonkeyPatch
+    tts: Any, backend: str, anywhere: None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     start, stop = tts.t3.hp.start_speech_token, tts.t3.hp.stop_speech_token
     before = tts.t3.speech_head.bias.detach().clone()
@@ -207,10 +214,7 @@ def test_a_second_call_runs_only_its_text(tts: Any, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("backend", ["compile", "graph"])
-def test_backends_that_build_on_static_say_the_same(tts: Any, backend: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """On a CPU nothing is captured for ``graph``: the work is run as it is."""
-    monkeypatch.setitem(backends.BACKENDS, "graph", replace(backends.BACKENDS["graph"], devices=()))
-    monkeypatch.setattr(graph, "captured", lambda work, *_: work)
+def test_backends_that_build_on_static_say_the_same(tts: Any, backend: str, anywhere: None) -> None:
     for seed in range(3):
         theirs = released_tokens(tts, SAID[1], seed, 20)
         said = lab.speech_tokens(tts, SAID[1], seed=seed, max_new_tokens=20, backend=backend)
