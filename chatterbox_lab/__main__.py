@@ -32,6 +32,7 @@ COMMANDS = {
     ),
     "t3": Command("study.t3_ladder", "T3's decoding rung by rung, down to the memory's speed", "--model random"),
     "s3gen": Command("study.s3gen_ladder", "S3Gen's rendering rung by rung", "--model random --chunk-size 25 50"),
+    "parts": Command("study.s3gen_parts", "S3Gen's vocoder and encoder alone, released and ours", "--model random"),
     "sweep": Command(
         "study.sweep",
         "a grid of stream settings, chunk by chunk",

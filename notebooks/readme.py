@@ -11,7 +11,7 @@ import pandas as pd
 
 from chatterbox_lab.files import REPOSITORY, written_whole
 from chatterbox_lab.show import figures
-from chatterbox_lab.study import ladder, s3gen_ladder, streams, t3_ladder
+from chatterbox_lab.study import ladder, living_streams, s3gen_ladder, streams, t3_ladder
 from chatterbox_lab.study.machine import in_words
 from chatterbox_lab.study.records import load_results, one_of_each_kind, recorded
 
@@ -25,6 +25,9 @@ RESULTS = {
     "Chatterbox's size, GPU": ("bench_random_h100", (25, 50)),
 }
 """Title of each part of the result: the record in ``data/``, its chunk size and context window."""
+LIVING, LIVING_CHUNK = {"Nano's size, CPU": "nano"}, 25
+"""The same for models of today's releases, which do not stream: their own call beside ours at its fastest."""
+LIVING_RECORD = "living_random_cpu"
 STREAMS = {
     "upstream": ("upstream", "released"),
     "ours, off, static": ("ours, exact", "same"),
@@ -48,6 +51,21 @@ def boards() -> dict[str, pd.DataFrame]:
         )
         shown.index = [STREAMS[name][0] for name in shown.index]
         tables[f"{title}, chunk {shape[0]}"] = shown[["RTF", "first chunk (s)", "faster", "sound"]]
+    return tables | living_boards()
+
+
+def living_boards() -> dict[str, pd.DataFrame]:
+    """As `boards`, of `LIVING`."""
+    ways = {
+        (living_streams.STOCK, 0): "its own call, whole",
+        (living_streams.FASTEST, LIVING_CHUNK): "ours, fast, int8",
+    }
+    whole, tables = living_streams.board(load_results(LIVING_RECORD)), {}
+    for title, variant in LIVING.items():
+        shown = whole.loc[variant].loc[list(ways)].rename(columns={"first sound": "first chunk (s)"})
+        shown = shown.assign(faster=shown["faster"].map("{:.1f}x".format), sound=["released", "other"])
+        shown.index = list(ways.values())
+        tables[f"{title}, chunk {LIVING_CHUNK}"] = shown[["RTF", "first chunk (s)", "faster", "sound"]]
     return tables
 
 
@@ -65,9 +83,11 @@ def with_kind(facts: Mapping[Hashable, Any]) -> dict[Hashable, Any]:
 
 def _measured_on() -> str:
     runs = [load_results(name) for name, _ in RESULTS.values()]
-    rounds = "/".join(str(table[table["state"] == "warm"]["round"].nunique()) for table in runs)
-    first = [with_kind(table.iloc[0]) for table in runs]
+    living = load_results(LIVING_RECORD).query("part == 'streams'")
+    counts = [table[table["state"] == "warm"]["round"].nunique() for table in runs] + [living["round"].nunique()]
+    rounds, first = "/".join(map(str, counts)), [with_kind(table.iloc[0]) for table in runs]
     seconds = "/".join(dict.fromkeys(f"{row['total_audio_duration']:.0f}" for row in first))
+    first.append(living.iloc[0].to_dict())
     machines = dict.fromkeys(f"{in_words(row)}, torch {row['torch']}" for row in first)
     return f"{seconds} s of speech a stream; medians of {rounds} rounds, streams in turn; {' / '.join(machines)}."
 
@@ -100,14 +120,17 @@ def s3gen_table() -> str:
 
 
 def _by_machine(records: dict[str, pd.DataFrame], tables: dict[str, pd.DataFrame]) -> str:
-    kinds = {name: rows["device"].iloc[0] for name, rows in records.items()}
-    parts = []
-    for name in one_of_each_kind(records):
+    kinds, shown, parts = (
+        {name: rows["device"].iloc[0] for name, rows in records.items()},
+        one_of_each_kind(records),
+        [],
+    )
+    for name in shown:
         parts.append(f"{name}:\n\n{_markdown(tables[name].rename_axis('rung').reset_index())}")
         parts += [
             _beside(other, tables[other], tables[name])
             for other in records
-            if kinds[other] == kinds[name] and other != name
+            if kinds[other] == kinds[name] and other not in shown
         ]
     return "\n\n".join(parts)
 
@@ -144,7 +167,8 @@ def filled(path: Path) -> str:
 def draw() -> Path:
     """Draws the title figure from the records, into the folder of figures; returns the path of the PNG."""
     figures.set_style()
-    origin = figures.origin(*(with_kind(load_results(name).iloc[0]) for name, *_ in RESULTS.values()))
+    names = [*(name for name, _ in RESULTS.values()), LIVING_RECORD]
+    origin = figures.origin(*(with_kind(load_results(name).iloc[0]) for name in names))
     return figures.save(figures.stream_bars(boards()), FIGURE, origin)
 
 

@@ -39,7 +39,7 @@ def _attention_flop(query: Any, key: Any, value: Any, *_: Any, **__: Any) -> int
 
 
 # PyTorch 2.6 does not count attention on a CPU.
-_UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
+UNCOUNTED = {torch.ops.aten._scaled_dot_product_flash_attention_for_cpu: _attention_flop}
 
 
 @dataclass(frozen=True)
@@ -168,18 +168,19 @@ def limits(tts: ChatterboxTTS, chunk_size: int, context_window: int) -> Row:
     stock = Stock(tts, context_window)
     stock.said = torch.zeros(context_window, dtype=torch.long)
     vocoder = folded(tts.s3gen.mel2wav)  # weight norm does not get along with the counter
-    with FlopCounterMode(display=False, custom_mapping=_UNCOUNTED) as counter, torch.inference_mode():
+    with FlopCounterMode(display=False, custom_mapping=UNCOUNTED) as counter, torch.inference_mode():
         vocoder.inference(speech_feat=stock.window(torch.zeros(chunk_size, dtype=torch.long)))
     found: Row = {"flop": counter.get_total_flops()}
     window = tts.conds.gen["prompt_token"].shape[1] + context_window + chunk_size
     width = tts.s3gen.flow.decoder.estimator.final_proj.weight.shape[1]
     for name in ("float32", "bfloat16"):
-        found[f"flops_{name}"] = _product_flops(2 * FRAMES_PER_TOKEN * window, width, getattr(torch, name), tts.device)
+        found[f"flops_{name}"] = product_flops(2 * FRAMES_PER_TOKEN * window, width, getattr(torch, name), tts.device)
     return found | {"chunk_size": chunk_size, "context_window": context_window, "rung": STOCK}
 
 
 @torch.inference_mode()
-def _product_flops(rows: int, width: int, dtype: torch.dtype, device: str) -> float:
+def product_flops(rows: int, width: int, dtype: torch.dtype, device: str) -> float:
+    """Floating point operations a second of a product (rows, width) x (width, 4 width), the best of twenty."""
     clock = StageClock(device)
     states = torch.randn(rows, width, dtype=dtype, device=device)
     product, taken = affine(torch.randn(4 * width, width, device=device), None, dtype), []

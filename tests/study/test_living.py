@@ -8,7 +8,7 @@ import pytest
 
 from chatterbox_lab.__main__ import main
 from chatterbox_lab.show import figures
-from chatterbox_lab.study import living, records
+from chatterbox_lab.study import living, living_streams, records
 
 
 def test_a_release_is_measured_in_a_process_of_its_own(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -50,4 +50,12 @@ def test_the_record_is_drawn_whole() -> None:
     assert {"0", "3", "6", "9"} == {text.get_text() for text in drawn.axes[0].texts}
     drawn = figures.decode_costs(living.costs(table))
     assert [ax.get_title() for ax in drawn.axes] == list(living.costs(table).index.unique("variant"))
+    board = living_streams.board(table)
+    drawn = figures.real_time(board)
+    assert [ax.get_title() for ax in drawn.axes] == list(living.STREAMED)
+    for variant, ax in zip(living.STREAMED, drawn.axes, strict=True):
+        rtfs = board.loc[variant].loc[list(figures.STREAMS), "RTF"]
+        assert [text.get_text() for text in ax.texts] == [f" {rtf:.2f}" for rtf in rtfs]
+        widths = [sum(bar[row].get_width() for bar in ax.containers) for row in range(len(rtfs))]
+        assert widths == pytest.approx(rtfs.tolist(), rel=1e-6)
     plt.close("all")

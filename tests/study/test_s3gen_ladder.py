@@ -86,7 +86,7 @@ def test_the_speed_of_products_is_operations_over_the_best_time(monkeypatch: pyt
 
     monkeypatch.setattr(s3gen_ladder, "StageClock", Clock)
     rows, width = 6, 8
-    assert s3gen_ladder._product_flops(rows, width, torch.float32, "cpu") == rows * width * 4 * width  # a sum is two
+    assert s3gen_ladder.product_flops(rows, width, torch.float32, "cpu") == rows * width * 4 * width  # a sum is two
 
 
 def test_a_long_speech_is_told_chunk_by_chunk(climbed: pd.DataFrame) -> None:

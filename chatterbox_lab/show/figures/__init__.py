@@ -6,7 +6,7 @@
 from .chunks import SHARE_COLORS, buffers, context_heat_map, latency_front, rtf_shares, window_costs
 from .ladders import chunk_costs, s3gen_rungs, t3_rung_parts, t3_rungs, t3_token_times
 from .layers import MODE_STYLES, PART_COLORS, layer_heat_map, over_length, step_parts
-from .living import WAY_COLORS, decode_costs, left_by_calls, real_time
+from .living import STREAMS, WAY_COLORS, decode_costs, left_by_calls, real_time
 from .result import stream_bars
 from .seams import seam_close_up, trials_board
 from .style import log_scale, origin, provenance, save, set_style, show
@@ -16,6 +16,7 @@ __all__ = [
     "MODE_STYLES",
     "PART_COLORS",
     "SHARE_COLORS",
+    "STREAMS",
     "WAY_COLORS",
     "buffers",
     "chunk_costs",
