@@ -209,20 +209,20 @@ def run(options: argparse.Namespace) -> int:
 def _in_overlay(name: str, options: argparse.Namespace) -> list[Row]:
     wanted = [sys.executable, "-m", "chatterbox_lab", "living", "--here", "--model", options.model]
     variants = [it for it in options.variants if it in ASKING or (options.costs and name == _COSTLY)]
-    if not variants:
-        return []
-    wanted += ["--variants", *variants, "--tokens", str(options.tokens), "--rounds", str(options.rounds)]
+    wanted += ["--tokens", str(options.tokens), "--rounds", str(options.rounds)]
     wanted += ["--stream-tokens", str(options.stream_tokens)]
     wanted += ["--costs"] * (options.costs and name == _COSTLY)
     rows = []
-    process = subprocess.Popen(wanted, stdout=subprocess.PIPE, text=True, env=environment(name), cwd=REPOSITORY)
-    with process, tqdm(desc=name, unit="row") as bar:
-        for line in process.stdout:
-            if line.startswith("{"):
-                rows.append(json.loads(line))
-                bar.update()
-    if process.returncode:
-        raise RuntimeError(f"ended with status {process.returncode}, see above")
+    with tqdm(desc=name, unit="row") as bar:
+        for variant in variants:  # each in a process of its own: no model runs in what another has left
+            command, given = [*wanted, "--variants", variant], {"env": environment(name), "cwd": REPOSITORY}
+            with subprocess.Popen(command, stdout=subprocess.PIPE, text=True, **given) as process:
+                for line in process.stdout:
+                    if line.startswith("{"):
+                        rows.append(json.loads(line))
+                        bar.update()
+            if process.returncode:
+                raise RuntimeError(f"{variant} ended with status {process.returncode}, see above")
     return rows
 
 
