@@ -67,22 +67,23 @@ STREAMS = {
 
 
 def real_time(board: pd.DataFrame) -> Figure:
-    """Seconds a second of speech by part, a field a model; the line is real time.
+    """Seconds a second of speech by part, a field a model, each with a scale of its own; the line is real time.
 
     Args:
         board: from `study.living_streams.board`.
     """
     variants = board.index.unique("variant")
-    figure, axes = plt.subplots(1, len(variants), figsize=(10, 2.6), sharey=True, sharex=True)
+    figure, axes = plt.subplots(1, len(variants), figsize=(10, 2.6), sharey=True)
     for ax, variant in zip(np.atleast_1d(axes), variants, strict=True):
         rows = board.loc[variant].loc[list(STREAMS)]
         left = np.zeros(len(rows))
-        for part, color, name in zip(PARTS, (BLUE, AMBER, GREY), ("T3", "S3Gen", "rest"), strict=True):
+        for part, color, name in zip(PARTS, (BLUE, AMBER, GREY), ("T3", "S3Gen", None), strict=True):
             ax.barh(range(len(rows)), rows[part], left=left, color=color, label=name)
             left += rows[part].to_numpy()
+        ax.axvline(1, color="black", linewidth=1, linestyle="--", zorder=3)
         for place, rtf in enumerate(rows["RTF"]):
-            ax.text(rtf, place, f" {rtf:.2f}", va="center", fontsize=8)
-        ax.axvline(1, color="black", linewidth=1, linestyle="--")
+            behind = {"facecolor": "white", "edgecolor": "none", "pad": 0.5}
+            ax.text(rtf, place, f" {rtf:.2f}", va="center", fontsize=8, bbox=behind, zorder=4)
         ax.set(title=variant, xlabel="s a second of speech (RTF)")
         ax.margins(x=0.2)
     first = np.atleast_1d(axes)[0]
