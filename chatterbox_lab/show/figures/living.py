@@ -89,5 +89,5 @@ def real_time(board: pd.DataFrame) -> Figure:
     first = np.atleast_1d(axes)[0]
     first.set_yticks(range(len(STREAMS)), list(STREAMS.values()), fontsize=8)
     first.invert_yaxis()
-    np.atleast_1d(axes)[-1].legend(fontsize=8, loc="lower right")
+    first.legend(fontsize=8, loc="lower right")
     return figure
