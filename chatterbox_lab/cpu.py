@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import platform
 import time
 import warnings
 from functools import cache
@@ -18,10 +19,16 @@ _warned: set[str] = set()
 
 
 def onednn(dtype: torch.dtype) -> bool:
-    """Whether PyTorch's oneDNN multiplies this dtype, float32 or bfloat16, here."""
+    """Whether PyTorch's oneDNN multiplies this dtype, float32 or bfloat16, here.
+
+    oneDNN says that it supports bfloat16 on every x86 CPU with AVX-512, also where it turns it into float32 first.
+    """
     if not torch.backends.mkldnn.is_available():
         return False
-    return dtype == torch.float32 or (dtype == torch.bfloat16 and torch.ops.mkldnn._is_mkldnn_bf16_supported())
+    if dtype != torch.bfloat16 or not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        return dtype == torch.float32
+    has = getattr(torch.cpu, "_is_avx512_bf16_supported", None)
+    return has is None or platform.machine() not in ("x86_64", "AMD64") or has()
 
 
 def emulation(device: str | torch.device) -> dict[int, float]:

@@ -45,6 +45,7 @@ def pretend(monkeypatch: pytest.MonkeyPatch) -> Iterator[Pretend]:
 
         monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
         monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: bfloat16)
+        monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: bfloat16, raising=False)
         monkeypatch.setattr(cpu, "F", type("F", (), {"linear": staticmethod(slowed)}))
         monkeypatch.setattr(cpu, "_warned", set())
         cpu._timed.cache_clear()
@@ -215,3 +216,23 @@ def test_a_cpu_with_avx2_alone_speaks_as_this_one_does_and_says_which_kind_it_is
     assert facts["cpu_capability"] in machine.in_words(facts)
     assert facts["bfloat16"] == (FlowPlan.of(lab.FAST, CPU).dtype == torch.bfloat16)
     assert not (facts["bfloat16"] and cpu.emulation(CPU))
+
+
+@pytest.mark.parametrize(("machine_name", "native"), [("x86_64", False), ("AMD64", False), ("aarch64", True)])
+def test_avx512_without_bfloat16_is_no_cpu_that_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, machine_name: str, native: bool
+) -> None:
+    monkeypatch.setattr(torch.backends.mkldnn, "is_available", lambda: True)
+    monkeypatch.setattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)  # as oneDNN says there
+    monkeypatch.setattr(torch.cpu, "_is_avx512_bf16_supported", lambda: False, raising=False)
+    monkeypatch.setattr(cpu.platform, "machine", lambda: machine_name)
+    assert cpu.onednn(torch.bfloat16) is native
+    assert cpu.onednn(torch.float32) is True
+
+
+def test_a_vocoder_in_bfloat16_is_weighed_as_well(pretend: Pretend) -> None:
+    pretend(bfloat16=False)
+    asked = lab.FAST.replace(flow_dtype="float32", vocoder_dtype="bfloat16")
+    settings, why = costs._multiplied(asked, CPU)
+    assert (settings.flow_dtype, settings.vocoder_dtype) == ("float32", "auto")
+    assert "vocoder_dtype='auto', since" in why

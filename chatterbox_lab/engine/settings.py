@@ -169,7 +169,7 @@ class StreamSettings:
 
     @property
     def largest_chunk(self) -> int:
-        """The most new tokens that a chunk may have."""
+        """The most new tokens that a chunk may have, besides the silence after Turbo's last."""
         return self.chunk_size if self.schedule == "fixed" else self.max_chunk_size
 
     def chunk_sizes(self) -> Iterator[int]:

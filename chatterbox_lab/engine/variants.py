@@ -113,8 +113,8 @@ TURBO = Variant(
 )
 """``ChatterboxTurboTTS`` of chatterbox-tts 0.1.7 and chatterbox-light 1.0, Nano among them (``T3.inference_turbo``).
 
-It ignores guidance and exaggeration, and ends with silence (``S3GEN_SIL``). The release ignores min_p and cannot be
-greedy.
+It ignores guidance and exaggeration, and ends with silence (``S3GEN_SIL``). The release ignores min_p, takes a
+temperature of 0 for 1, and goes on where the very first token is a stop; ours does not.
 """
 
 _PARTS = ("t3", "s3gen", "ve", "tokenizer", "conds", "device", "sr")

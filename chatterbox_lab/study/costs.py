@@ -214,7 +214,7 @@ def recommend(
             the same where everything may take 1.5 times as long. ``"rtf"``: the smallest fixed chunk that comes near
             the lowest RTF, for files.
         settings: what is kept: context, sound, sampling, analyzer and guard; ``max_chunk_size`` is the largest chunk.
-            Only a ``flow_dtype="bfloat16"`` that is slower here, because this CPU emulates it, becomes ``"auto"``.
+            Only a bfloat16 of flow or vocoder that is slower here, because this CPU emulates it, becomes ``"auto"``.
         backends: of T3; the fastest is taken. By default all that say upstream's tokens and start within seconds.
         tokens: see `calibrate`.
         seconds: see `calibrate`.
@@ -235,12 +235,14 @@ def recommend(
 
 def _multiplied(settings: StreamSettings, device: torch.device) -> tuple[StreamSettings, str]:
     """The settings without a dtype that is slower here, and why; they keep their way on other machines."""
-    costs = emulation(device) if settings.flow_dtype == "bfloat16" else {}
+    asked = [name for name in ("flow_dtype", "vocoder_dtype") if getattr(settings, name) == "bfloat16"]
+    costs = emulation(device) if asked else {}
     if not costs:
         return settings, ""
     slower = f"{costs[max(costs)]:.2g} times as long as in float32"
-    why = f" flow_dtype='auto', since this CPU emulates bfloat16, whose products take {slower}."
-    return settings.replace(flow_dtype="auto"), why
+    instead = ", ".join(f"{name}='auto'" for name in asked)
+    why = f" {instead}, since this CPU emulates bfloat16, whose products take {slower}."
+    return settings.replace(**dict.fromkeys(asked, "auto")), why
 
 
 def exact_backends(t3: T3, settings: StreamSettings) -> list[str]:

@@ -47,7 +47,7 @@ def load(
             Weights may be safetensors or pt.
         device: ``"auto"`` is CUDA if there is one, else MPS, else the CPU; or any torch device.
         dtype: of T3's weights: float32, bfloat16 or float16. S3Gen stays in float32.
-        seed: of random weights, and of the noise that the flow starts from.
+        seed: of random weights, and, in the fork, of the noise that the flow starts from.
         watermark: upstream's PerTh watermark on every chunk; False leaves it out and does not need ``perth``.
 
     Raises:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from typing import Any
 from weakref import finalize
 
@@ -31,7 +31,7 @@ class FlowPlan:
     dtype: torch.dtype = torch.float32
     steps: int = 10
     prompt_tokens: int = 250
-    vocoder_dtype: torch.dtype = torch.float32
+    vocoder_dtype: torch.dtype = field(default=torch.float32, compare=False)  # nothing that the flow remembers
 
     @classmethod
     def of(cls, settings: StreamSettings, device: torch.device) -> FlowPlan:
@@ -67,6 +67,9 @@ class Flow:
     """
 
     def __init__(self, s3gen: torch.nn.Module, ref: dict[str, Any], plan: FlowPlan = UPSTREAM, room: int = 0) -> None:
+        self.meanflow = getattr(s3gen, "meanflow", False)  # distilled with guidance inside: one row, few steps
+        if self.meanflow:
+            plan = replace(plan, steps=min(plan.steps, MEANFLOW_STEPS))
         self.flow, self.plan, self.room = s3gen.flow, plan, FRAMES_PER_TOKEN * room
         device, dtype = s3gen.device, plan.dtype
         tokens = ref["prompt_token"].shape[1]
@@ -77,10 +80,8 @@ class Flow:
         self.speaker = self.flow.spk_embed_affine_layer(F.normalize(ref["embedding"].to(device), dim=1))
         self.encoder: Encoder = kept(self.flow, ("encoder", dtype), lambda: Encoder(self.flow, dtype))
         self.unet: UNet = kept(self.flow, ("unet", dtype), lambda: UNet(self.flow.decoder.estimator, dtype))
-        self.meanflow = getattr(s3gen, "meanflow", False)  # distilled with guidance inside: one row, few steps
-        steps = min(plan.steps, MEANFLOW_STEPS) if self.meanflow else plan.steps
         scheduler = "linear" if self.meanflow else self.flow.decoder.t_scheduler
-        self.span, moments = euler_times(steps, scheduler, device)
+        self.span, moments = euler_times(plan.steps, scheduler, device)
         self.times = self.unet.times(moments, moments + torch.stack(self.span))
         self.pasts = self._pasts() if plan.mode == "cached" else None
 

@@ -30,7 +30,7 @@ def remove_spies(tfmr: torch.nn.Module) -> None:
 def unspied_config(tfmr: torch.nn.Module) -> Any:
     """The transformer's configuration, or a copy as it was before Multilingual's analyzer switched off SDPA."""
     config = tfmr.config
-    left = config.output_attentions and any(is_spied_on(layer.self_attn) for layer in tfmr.layers)
+    left = config.output_attentions and any(is_spied_on(layer.self_attn) for layer in getattr(tfmr, "layers", ()))
     if not left:
         return config
     config = copy.copy(config)
