@@ -68,6 +68,7 @@ STREAMING = (
     Field("weights", "choice", WEIGHTS, "T3 weights", "Of the decode steps; int8 needs the backend 'static' on a CPU"),
     Field("flow", "choice", FLOWS, "S3Gen", "'window' renders the context again, 'cached' computes each frame once"),
     Field("flow_dtype", "choice", FLOW_DTYPES, "S3Gen in", "The dtype of its products; bfloat16 rounds differently"),
+    Field("vocoder_dtype", "choice", FLOW_DTYPES, "Vocoder in", "On a CPU: its residual blocks, most of its work"),
     Field("analyzer", "choice", tuple(ANALYZERS), "Analyzer", "How T3's alignment is read"),
 )  # fmt: skip
 

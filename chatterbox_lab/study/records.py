@@ -67,9 +67,9 @@ class Record:
         What makes a CPU of the same name another kind (`CPU_KIND`) is compared where the rows know it.
         """
         for row in self.rows:
-            for name in facts.keys() - {"date"} if row.get("device") == facts["device"] else ():
+            for name in facts if row.get("device") == facts["device"] else ():
                 unknown = name in CPU_KIND and _missing(row.get(name))
-                if not unknown and _text(row.get(name)) != _text(facts[name]):
+                if name != "date" and not unknown and _text(row.get(name)) != _text(facts[name]):
                     raise ValueError(
                         f"{self.path.name} was measured with {name} {row.get(name)}, here it is {facts[name]}"
                     )

@@ -136,7 +136,7 @@ def summary(table: pd.DataFrame) -> pd.DataFrame:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``chatterbox-lab parts``."""
-    command.add_model(parser, models="tiny, lab, random, pretrained or a folder")
+    command.add_model(parser)
     command.add_device(parser)
     parser.add_argument("--rounds", metavar="X", type=int, default=9, help="measured rounds (default: %(default)s)")
     command.add_record(parser, "parts_MODEL_DEVICE.csv")

@@ -103,7 +103,7 @@ def test_what_is_heard_is_what_the_fields_say(lab_explorer: Explorer, tts: Any) 
 
 
 def test_choices_are_the_packages_own(lab_explorer: Explorer) -> None:
-    backends, flows = ("auto", *BACKENDS), {"flow": FLOWS, "flow_dtype": FLOW_DTYPES}
+    backends, flows = ("auto", *BACKENDS), {"flow": FLOWS, "flow_dtype": FLOW_DTYPES, "vocoder_dtype": FLOW_DTYPES}
     choices = {"analyzer": ANALYZERS, "backend": backends, "schedule": SCHEDULES, "weights": WEIGHTS} | flows
     for name, allowed in choices.items():
         assert lab_explorer.controls[name].options == tuple(allowed)

@@ -19,7 +19,20 @@ from chatterbox_lab.__main__ import COMMANDS, main
 from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.study import command
 
-NAMES = ["speak", "streams", "layers", "t3", "s3gen", "sweep", "trials", "releases", "living", "measure", "train"]
+NAMES = [
+    "speak",
+    "streams",
+    "layers",
+    "t3",
+    "s3gen",
+    "parts",
+    "sweep",
+    "trials",
+    "releases",
+    "living",
+    "measure",
+    "train",
+]
 MODELS = ("lab", "tiny", "random", "pretrained")
 
 
