@@ -56,10 +56,7 @@ def boards() -> dict[str, pd.DataFrame]:
 
 def living_boards() -> dict[str, pd.DataFrame]:
     """As `boards`, of `LIVING`."""
-    ways = {
-        (living_streams.STOCK, 0): "its own call",
-        (living_streams.FASTEST, LIVING_CHUNK): "ours, fast, int8",
-    }
+    ways = {(living_streams.STOCK, 0): "its own call", (living_streams.FASTEST, LIVING_CHUNK): "ours, fast, int8"}
     whole, tables = living_streams.board(load_results(LIVING_RECORD)), {}
     for title, variant in LIVING.items():
         shown = whole.loc[variant].loc[list(ways)].rename(columns={"first sound": "first chunk (s)"})
