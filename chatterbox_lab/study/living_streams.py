@@ -1,7 +1,8 @@
 """Whole streams of today's releases: how fast each model speaks here, beside the release's own call.
 
-No release streams, so its own call is the whole utterance, and its first sound the last. Ours streams in chunks of 25
-and 50 tokens, with the released sound and at its fastest, with a voice that was heard before and with a new one.
+No release streams, so its own call is the whole utterance, and its first sound the last. Ours speaks with the
+released sound, in one piece and in chunks of 50 tokens, and streams at its fastest in chunks of 25 and 50, with a voice
+that was heard before and with a new one.
 """
 
 from __future__ import annotations
