@@ -7,7 +7,6 @@ import re
 import types
 import warnings
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from threading import Event
 from typing import Any
@@ -17,6 +16,7 @@ import pytest
 import torch
 from chatterbox.tts import ChatterboxTTS, StreamingMetrics, punc_norm
 from conftest import TEXT
+from ends import stopping
 from transformers import GPT2Config, GPT2Model
 
 import chatterbox_lab as lab
@@ -71,22 +71,6 @@ def release(name: str) -> dict[str, inspect.Parameter]:
 def run(result: Any) -> Any:
     """The chunks of a stream; what else was returned as it is."""
     return list(result) if inspect.isgenerator(result) else result
-
-
-@contextmanager
-def stopping(tts: Any, after: int) -> Iterator[None]:
-    """T3 says its stop token after so many others, in upstream's loops and in ours."""
-    count = itertools.count()
-
-    def force(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        logits[..., tts.t3.hp.stop_speech_token] = 1e4 if next(count) >= after else -1e4
-        return logits
-
-    handle = tts.t3.speech_head.register_forward_hook(force)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 def alone(tts: Any) -> Any:

@@ -10,7 +10,6 @@ import pickle
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from chatterbox.models.t3.llama_configs import LLAMA_CONFIGS
 from chatterbox.models.t3.modules.t3_config import T3Config
 from chatterbox.models.voice_encoder import VoiceEncoder
 from chatterbox.tts_turbo import ChatterboxTurboTTS
+from ends import stopping
 
 import chatterbox_lab as lab
 from chatterbox_lab import recordings
@@ -345,22 +345,6 @@ def test_loudness_that_cannot_be_measured_is_left_as_by_the_release(
 
 SAMPLING = {"repetition_penalty": 0.05, "top_p": 0.4, "temperature": 0.5, "top_k": 3}
 IGNORED = {"exaggeration": 0.9, "cfg_weight": 0.7}
-
-
-@contextmanager
-def stopping(tts: Any, after: int) -> Iterator[None]:
-    """T3 says its stop token after so many others, in the release's loop and in ours."""
-    count = itertools.count()
-
-    def force(module: Any, inputs: Any, logits: torch.Tensor) -> torch.Tensor:
-        logits[..., tts.t3.hp.stop_speech_token] = 1e4 if next(count) >= after else -1e4
-        return logits
-
-    handle = tts.t3.speech_head.register_forward_hook(force)
-    try:
-        yield
-    finally:
-        handle.remove()
 
 
 @pytest.fixture
