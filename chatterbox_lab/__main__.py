@@ -45,9 +45,14 @@ COMMANDS = {
     "living": Command(
         "study.living", "today's releases of Chatterbox, stock against ours (downloads them)", "--model tiny"
     ),
-    "measure": Command(
-        "training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"
+    "calls": Command(
+        "study.calls", "what upstream's calls do to those after them in one process", "--model lab --after 0 5 20"
     ),
+    "selftest": Command("study.selftest", "whether every backend is right on this device", "--model tiny --tokens 60"),
+    "measure": Command(
+        "study.campaign", "the whole campaign for a machine, most valuable first", "--model tiny --minutes 1"
+    ),
+    "words": Command("training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"),
     "train": Command("training.__main__", "the recipe of the lab voice, a stage a call", "text --smoke"),
 }
 

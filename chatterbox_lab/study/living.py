@@ -38,7 +38,7 @@ from ..engine.variants import encode, variant_of
 from ..files import REPOSITORY, attribute
 from ..released import release
 from ..voices.kinds import KINDS
-from ..voices.load import load
+from ..voices.load import load, pick_device
 from . import command, living_streams
 from .fallback import count_spies, watch_layers
 from .logs import quiet
@@ -51,7 +51,8 @@ ASKING = ("english", "multilingual")
 """The kinds that might ask T3's layers for their maps; Turbo's code has no such place."""
 STOCK = "release"
 WAYS = {"hf": {"backend": "hf"}, "static": {"backend": "static"}, "int8": {"backend": "static", "weights": "int8"}}
-"""How ours decodes, beside the release's own loop."""
+GPU_WAYS = {"hf": WAYS["hf"], "static": WAYS["static"], "graph": {"backend": "graph"}}
+"""How ours decodes, beside the release's own loop: on a CPU, on a GPU."""
 TEXT = "The quick brown fox reads a long sentence to the lazy dog."
 CALLS, STEPS = 3, 8
 STREAMED = ("english", "turbo", "nano")
@@ -85,9 +86,10 @@ def _no_bar(tts: Any) -> AbstractContextManager[None]:
 
 
 def our_tokens(tts: Any, text: str, seed: int, tokens: int, way: str) -> tuple[torch.Tensor, float]:
-    """The same through this package, with the settings of `WAYS`."""
+    """The same through this package, with the settings of `WAYS` or `GPU_WAYS`."""
     marks: list[float] = []
-    request = checked(tts, text, StreamSettings(language="en", **WAYS[way]), seed=seed, max_new_tokens=tokens)
+    settings = StreamSettings(language="en", **(WAYS | GPU_WAYS)[way])
+    request = checked(tts, text, settings, seed=seed, max_new_tokens=tokens)
     said = []
     for token in decoded(tts, request):
         said.append(token)
@@ -125,7 +127,8 @@ def calls(tts: Any) -> Iterator[Row]:
 
 def t3_costs(tts: Any, tokens: int, rounds: int) -> Iterator[Row]:
     """The rows of part ``t3``; all ways take turns, after a round to warm up."""
-    ways: dict[str, Callable[..., Any]] = {STOCK: released_tokens} | {way: partial(our_tokens, way=way) for way in WAYS}
+    ours = GPU_WAYS if torch.device(tts.device).type == "cuda" else WAYS
+    ways: dict[str, Callable[..., Any]] = {STOCK: released_tokens} | {way: partial(our_tokens, way=way) for way in ours}
     for number in range(-1, rounds):
         said: dict[str, torch.Tensor] = {}
         rows = []
@@ -152,7 +155,7 @@ def unspied(tts: Any) -> Iterator[None]:
 def measured(options: argparse.Namespace) -> Iterator[Row]:
     """All rows of the release that is importable here."""
     for variant in options.variants:
-        tts = load(options.model, variant=variant, device="cpu", watermark=False)
+        tts = load(options.model, variant=variant, device=options.device, watermark=False)
         facts = {"variant": variant, "release": str(release()), "transformers": transformers.__version__}
         parts = {"calls": partial(calls, tts)} if variant in ASKING else {}
         if options.costs:
@@ -170,6 +173,7 @@ def measured(options: argparse.Namespace) -> Iterator[Row]:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``chatterbox-lab living``."""
     command.add_model(parser, models="tiny, random")
+    command.add_device(parser)
     add = partial(parser.add_argument, metavar="X")
     add("--releases", nargs="+", default=list(OVERLAYS), choices=OVERLAYS, help="%(choices)s (default: all)")
     add("--variants", nargs="+", default=list(KINDS), choices=KINDS, help="%(choices)s (default: all)")
@@ -189,8 +193,9 @@ def run(options: argparse.Namespace) -> int:
         for row in measured(options):
             print(json.dumps(row), flush=True)
         return 0
+    device = pick_device(options.device)
     record = command.open_record(options, f"living_{command.model_name(options)}.csv")
-    facts = machine_facts() | {"model": Path(options.model).name, "dtype": "float32"}
+    facts = machine_facts(device) | {"model": Path(options.model).name, "dtype": "float32"}
     record.check(facts)
     failed = []
     for name in options.releases:
@@ -208,6 +213,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _in_overlay(name: str, options: argparse.Namespace) -> list[Row]:
     wanted = [sys.executable, "-m", "chatterbox_lab", "living", "--here", "--model", options.model]
+    wanted += ["--device", options.device]
     variants = [it for it in options.variants if it in ASKING or (options.costs and name == _COSTLY)]
     wanted += ["--tokens", str(options.tokens), "--rounds", str(options.rounds)]
     wanted += ["--stream-tokens", str(options.stream_tokens)]

@@ -27,6 +27,8 @@ from .turns import to_and_fro
 
 Row = dict[str, Any]
 STOCK, EXACT, FASTEST, NEW = "release", "ours", "ours, fast, int8", "ours, fast, int8, new voice"
+GRAPHS, FASTEST_GRAPHS, NEW_GRAPHS = "ours, graph", "ours, fast, graph", "ours, fast, graph, new voice"
+"""On a GPU, where T3 runs as CUDA graphs instead of with rounded weights."""
 CHUNKS = (25, 50)
 WHOLE = 1000
 """The chunk size of a stream that is one chunk, beside which the release's own call is fair."""
@@ -37,9 +39,19 @@ PARTS = ("t3", "s3gen", "rest")
 
 def settings_of(way: str, chunk_size: int) -> StreamSettings:
     """How a way streams; the context is twice the chunk where the sound is the released one, as in the report."""
-    if way == EXACT:
-        return StreamSettings(chunk_size=chunk_size, context_window=2 * chunk_size)
-    return FAST.replace(chunk_size=chunk_size, backend="static", weights="int8")
+    if way in (EXACT, GRAPHS):
+        backend = "graph" if way == GRAPHS else "auto"
+        return StreamSettings(chunk_size=chunk_size, context_window=2 * chunk_size, backend=backend)
+    decoding = {"backend": "static", "weights": "int8"} if way == FASTEST else {"backend": "graph"}
+    return FAST.replace(chunk_size=chunk_size, **decoding)
+
+
+def ways_on(device: str) -> list[tuple[str, int]]:
+    """Ours on this kind of device: the ways with their chunk sizes, the fastest with each of `CHUNKS` last."""
+    exact = [(EXACT, WHOLE), (EXACT, CHUNKS[-1])]
+    if device == "cuda":
+        return [*exact, *((way, size) for way in (GRAPHS, FASTEST_GRAPHS) for size in CHUNKS)]
+    return [*exact, *((FASTEST, size) for size in CHUNKS)]
 
 
 def stock(tts: Any, tokens: int, language: dict[str, str]) -> Row:
@@ -95,18 +107,19 @@ def costs(tts: Any, kind: Kind, tokens: int, rounds: int, language: dict[str, st
     """
     spelled = {"language_id": language["language"]} if language else {}
     ways: dict[tuple[str, int], Callable[..., Row]] = {(STOCK, 0): partial(stock, tts, language=spelled)}
-    sized = [(EXACT, WHOLE), (EXACT, CHUNKS[-1]), *((FASTEST, size) for size in CHUNKS)]
+    sized = ways_on(torch.device(tts.device).type)
     ways |= {(way, size): partial(streamed, tts, way, size, language=language) for way, size in sized}
-    known = tts.conds
+    fastest, known = sized[-1][0], tts.conds
+    new = NEW if fastest == FASTEST else NEW_GRAPHS
 
     def of_a_stranger(size: int, tokens: int) -> Row:
-        tts.conds = random_conditionals(tts.t3.hp, kind)
+        tts.conds = random_conditionals(tts.t3.hp, kind).to(tts.device)
         try:
-            return streamed(tts, FASTEST, size, size, language)
+            return streamed(tts, fastest, size, size, language)
         finally:
             tts.conds = known
 
-    ways |= {(NEW, size): partial(of_a_stranger, size) for size in CHUNKS}
+    ways |= {(new, size): partial(of_a_stranger, size) for size in CHUNKS}
     for number in range(rounds):
         for way, size in to_and_fro(list(ways), number):
             ways[way, size](tokens=2)

@@ -27,9 +27,12 @@ CACHE = REPOSITORY / "build" / "living"
 def environment(name: str, cache: Path = CACHE) -> dict[str, str]:
     """The variables of a process that imports this overlay, which is installed first if it is not there yet.
 
+    What ``PYTHONPATH`` names already comes after it.
+
     Raises:
         RuntimeError: it cannot be installed, with the last line of the complaint.
     """
     folder = installed(name, OVERLAYS[name], cache)
-    path = os.pathsep.join(str(part.resolve()) for part in (folder, REPOSITORY))
+    before = os.environ.get("PYTHONPATH", "").split(os.pathsep)
+    path = os.pathsep.join([*(str(part.resolve()) for part in (folder, REPOSITORY)), *filter(None, before)])
     return dict(os.environ, PYTHONPATH=path, PYTHONDONTWRITEBYTECODE="1")

@@ -6,7 +6,7 @@ They run unpatched, from their own class; what they leave behind on the model is
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -64,19 +64,24 @@ def upstream_steps(
     return steps()
 
 
-def upstream_stream(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> Measured:
+def upstream_stream(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, *, leave_spies: bool = False, **arguments: Any
+) -> Measured:
     """Upstream's own ``generate_stream``, on our clock and for as many tokens; arguments as for `generate_stream`.
 
     The analyzer's choice does not apply: upstream always asks for attention maps. The seed sets PyTorch's default
     generator, as a user of upstream would. Its vocoder draws from the same generator between chunks, so from the second
     chunk on its tokens are others than those of `upstream_tokens`. Where ``max_new_tokens`` ends the speech, upstream
     loses what does not fill a chunk: take a multiple of ``chunk_size``.
+
+    Spies that are on the model are out of the way meanwhile, unless ``leave_spies``: then it runs through them, as an
+    application's call would, and leaves its own.
     """
     request, clock = _checked(tts, text, settings, **arguments), StageClock(tts.device)
 
     def chunks() -> Chunks:
         wanted = {name: getattr(request.settings, name) for name in ("chunk_size", "context_window", "fade_duration")}
-        with _alone(tts, request), _timed(tts, clock, request.max_new_tokens):
+        with _alone(tts, request, leave_spies), _timed(tts, clock, request.max_new_tokens):
             stream = ChatterboxTTS.generate_stream(tts, text, print_metrics=False, **wanted, **_for_tts(tts, request))
             with closing(stream):
                 for audio, _ in stream:
@@ -85,12 +90,15 @@ def upstream_stream(tts: ChatterboxTTS, text: str, settings: StreamSettings = BA
     return measured(chunks(), clock, tts.sr)
 
 
-def upstream_whole(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> Measured:
+def upstream_whole(
+    tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, *, leave_spies: bool = False, **arguments: Any
+) -> Measured:
     """Upstream's own ``generate``, which does not stream, as a stream of one chunk; else as `upstream_stream`."""
     request, clock = _checked(tts, text, settings, **arguments), StageClock(tts.device)
 
     def chunks() -> Chunks:
-        with _alone(tts, request), _timed(tts, clock, request.max_new_tokens), attribute(t3_module, "tqdm", _no_bar):
+        alone = _alone(tts, request, leave_spies)
+        with alone, _timed(tts, clock, request.max_new_tokens), attribute(t3_module, "tqdm", _no_bar):
             yield ChatterboxTTS.generate(tts, text, **_for_tts(tts, request))
 
     return measured(chunks(), clock, tts.sr)
@@ -128,14 +136,15 @@ def _seed(request: Request) -> None:
 
 
 @contextmanager
-def _alone(tts: ChatterboxTTS, request: Request) -> Iterator[None]:
+def _alone(tts: ChatterboxTTS, request: Request, leave_spies: bool = False) -> Iterator[None]:
     """The model as upstream's generators expect it, seeded and without spies; afterwards it is as before."""
     _seed(request)
-    with without_spies(tts.t3.tfmr), _borrowed(tts, request.settings):
+    with nullcontext() if leave_spies else without_spies(tts.t3.tfmr), _borrowed(tts, request.settings):
         try:
             yield
         finally:
-            remove_spies(tts.t3.tfmr)
+            if not leave_spies:
+                remove_spies(tts.t3.tfmr)
 
 
 @contextmanager
