@@ -95,7 +95,7 @@ CPU = (
     _part(
         "streams",
         "streams, by what S3Gen does, with T3 in 8 bits",
-        "streams --chunk-size 50 --analyzers off --backend static int8 --sound exact fast --rounds 2",
+        "streams --chunk-size 50 --analyzers off --backend static static-int8 --sound exact fast --rounds 2",
         "04 06",
     ),
     _part("prices", "S3Gen's rendering, rung by rung", "s3gen --chunk-size 50", "04"),
