@@ -13,6 +13,7 @@ if TYPE_CHECKING:  # for editors; each is imported at its first use, because the
     from .engine.stream import generate, generate_stream, pcm16, speech_tokens
     from .engine.warm import warm_up
     from .kept import forget
+    from .show.report import diagnose
     from .study.costs import recommend
     from .study.machine import tune_torch
     from .study.upstream import upstream_stream, upstream_tokens
@@ -28,6 +29,7 @@ __all__ = [
     "FAST",
     "StreamMetrics",
     "StreamSettings",
+    "diagnose",
     "forget",
     "generate",
     "generate_stream",
@@ -45,6 +47,7 @@ __all__ = [
 _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "StreamSettings"), "engine.settings") | {
     "Costs": "engine.schedule",
     "StreamMetrics": "engine.clock",
+    "diagnose": "show.report",
     "forget": "kept",
     "generate": "engine.stream",
     "generate_stream": "engine.stream",

@@ -24,6 +24,7 @@ class Command(NamedTuple):
 
 COMMANDS = {
     "speak": Command("show.speak", "say a text: the first sound, its RTF and its first chunk", '"Hello there." --play'),
+    "diagnose": Command("show.report", "a page about what makes a model slow on this machine", "--model lab --quick"),
     "streams": Command(
         "study.benchmark", "upstream's generator and ours side by side", "--model random --chunk-size 25 50 --check"
     ),
