@@ -51,7 +51,7 @@ def _part(name: str, does: str, call: str, read_by: str = "") -> Part:
 
 
 GPU = (
-    _part("selftest", "every backend says upstream's tokens here", "selftest"),
+    _part("selftest", "graphs and all else say upstream's tokens here", "selftest --backend graph static"),
     _part("ladder", "T3's decoding, rung by rung", "t3 --long 825", "03 04"),
     _part(
         "bench",

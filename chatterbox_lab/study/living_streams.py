@@ -27,7 +27,7 @@ from .turns import to_and_fro
 
 Row = dict[str, Any]
 STOCK, EXACT, FASTEST, NEW = "release", "ours", "ours, fast, int8", "ours, fast, int8, new voice"
-GRAPHS, FASTEST_GRAPHS, NEW_GRAPHS = "ours, graph", "ours, fast, graph", "ours, fast, graph, new voice"
+FASTEST_GPU, NEW_GPU = "ours, fast, graph", "ours, fast, graph, new voice"
 """On a GPU, where T3 runs as CUDA graphs instead of with rounded weights."""
 CHUNKS = (25, 50)
 WHOLE = 1000
@@ -39,19 +39,16 @@ PARTS = ("t3", "s3gen", "rest")
 
 def settings_of(way: str, chunk_size: int) -> StreamSettings:
     """How a way streams; the context is twice the chunk where the sound is the released one, as in the report."""
-    if way in (EXACT, GRAPHS):
-        backend = "graph" if way == GRAPHS else "auto"
-        return StreamSettings(chunk_size=chunk_size, context_window=2 * chunk_size, backend=backend)
+    if way == EXACT:
+        return StreamSettings(chunk_size=chunk_size, context_window=2 * chunk_size)
     decoding = {"backend": "static", "weights": "int8"} if way == FASTEST else {"backend": "graph"}
     return FAST.replace(chunk_size=chunk_size, **decoding)
 
 
 def ways_on(device: str) -> list[tuple[str, int]]:
     """Ours on this kind of device: the ways with their chunk sizes, the fastest with each of `CHUNKS` last."""
-    exact = [(EXACT, WHOLE), (EXACT, CHUNKS[-1])]
-    if device == "cuda":
-        return [*exact, *((way, size) for way in (GRAPHS, FASTEST_GRAPHS) for size in CHUNKS)]
-    return [*exact, *((FASTEST, size) for size in CHUNKS)]
+    fastest = FASTEST_GPU if device == "cuda" else FASTEST
+    return [(EXACT, WHOLE), (EXACT, CHUNKS[-1]), *((fastest, size) for size in CHUNKS)]
 
 
 def stock(tts: Any, tokens: int, language: dict[str, str]) -> Row:
@@ -110,7 +107,7 @@ def costs(tts: Any, kind: Kind, tokens: int, rounds: int, language: dict[str, st
     sized = ways_on(torch.device(tts.device).type)
     ways |= {(way, size): partial(streamed, tts, way, size, language=language) for way, size in sized}
     fastest, known = sized[-1][0], tts.conds
-    new = NEW if fastest == FASTEST else NEW_GRAPHS
+    new = NEW if fastest == FASTEST else NEW_GPU
 
     def of_a_stranger(size: int, tokens: int) -> Row:
         tts.conds = random_conditionals(tts.t3.hp, kind).to(tts.device)

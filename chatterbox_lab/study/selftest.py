@@ -48,19 +48,18 @@ class SelfTest:
     Args:
         tts: a model of the streaming fork, in float32; nobody else may use it meanwhile.
         most: tokens of the longest call.
-        backends: those that are asked; None is all that say upstream's tokens here without a compiler.
+        backends: those that are asked; none named is all that say upstream's tokens here without a compiler.
     """
 
     tts: ChatterboxTTS
     most: int = 300
-    backends: tuple[str, ...] = field(default=())
+    backends: tuple[str, ...] = ()
+    upstreams: dict[tuple, torch.Tensor] = field(default_factory=dict)
+    """What upstream said, by text and how: it is asked once."""
 
     def questions(self) -> dict[str, Callable[[], tuple[bool, str]]]:
         """By name, in the order in which they are asked: what counts most comes first."""
-        kind = torch.device(self.tts.device).type
-        backends = self.backends or tuple(
-            name for name, row in BACKENDS.items() if row.exact and name != "compile" and kind in (row.devices or kind)
-        )
+        backends = self.backends or exact_backends(self.tts.device)
         pairs = list(product(backends, READ_BESIDE))
         asked = {f"same tokens, {name}, {mode}": partial(self.same_tokens, name, mode) for name, mode in pairs}
         for title, question in (
@@ -144,7 +143,10 @@ class SelfTest:
         return speech_tokens(self.tts, text, **how)
 
     def _upstreams(self, text: str, **fixed: Any) -> torch.Tensor:
-        return upstream_tokens(self.tts, text, **fixed)
+        key = (text, *fixed.values())
+        if key not in self.upstreams:
+            self.upstreams[key] = upstream_tokens(self.tts, text, **fixed)
+        return self.upstreams[key]
 
     def _pace(self, backend: str) -> float:
         """Seconds of a short call, the median of five."""
@@ -154,6 +156,12 @@ class SelfTest:
             self._said(MIDDLE, backend=backend, seed=0, max_new_tokens=max(2, self.most // 8), ignore_eos=True)
             taken.append(clock.now() - start)
         return sorted(taken)[2]
+
+
+def exact_backends(device: str) -> tuple[str, ...]:
+    """The backends that say upstream's tokens on a device, the newest first; without a compiler (minutes)."""
+    kind, rows = torch.device(device).type, reversed(BACKENDS.items())
+    return tuple(name for name, row in rows if row.exact and name != "compile" and kind in (row.devices or (kind,)))
 
 
 def asked(question: Callable[[], tuple[bool, str]]) -> Iterator[Row]:
@@ -178,6 +186,9 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     command.add_model(parser)
     command.add_device(parser)
     parser.add_argument("--tokens", metavar="X", type=int, default=300, help="of the longest call (default: 300)")
+    parser.add_argument(
+        "--backend", metavar="X", nargs="+", choices=BACKENDS, help="%(choices)s (default: all that are exact there)"
+    )
     command.add_record(parser, "selftest_MODEL_DEVICE.csv")
 
 
@@ -188,7 +199,8 @@ def run(options: argparse.Namespace) -> int:
     record = command.open_record(options, f"selftest_{name}_{torch.device(device).type}.csv")
     facts = machine_facts(device) | {"model": name, "dtype": "float32", "asked_tokens": most}
     record.check(facts)
-    questions = SelfTest(load(options.model, device=device, watermark=False), most).questions()
+    tts = load(options.model, device=device, watermark=False)
+    questions = SelfTest(tts, most, tuple(options.backend or ())).questions()
     parts = [({"question": title}, partial(asked, question)) for title, question in questions.items()]
     table = ladder.measure(ladder.due(parts, record.rows), record, facts)
     record.finish()

@@ -112,19 +112,20 @@ BACKENDS: dict[str, Backend] = {
     "compile": Backend(_in("compiled")),
     "graph": Backend(_in("graph"), devices=("cuda",)),
 }
-_FASTEST_FIRST = {"cpu": ("static", "hf"), "cuda": ("static", "hf")}
+_FASTEST_FIRST = {"cpu": ("static", "hf"), "cuda": ("graph", "static", "hf")}
 """What ``"auto"`` chooses from, by device; elsewhere it is ``"hf"``, since nobody has tried more.
 
-The records of an H100 and an H200 in ``data/`` show ``"graph"`` right and faster, one call at a time. It joins when
-threads that capture at once have been seen to work there (``test_graph.py``): before captures took turns, they did not.
+``"graph"`` is there because on an H100 it says upstream's tokens, also in threads that capture at once
+(``test_graph.py``, and ``chatterbox-lab selftest`` on any other GPU).
 """
 
 
 def backend_of(settings: StreamSettings, t3: T3) -> str:
     """The name of the backend that runs this model with these settings.
 
-    ``"auto"`` is the fastest that says upstream's tokens: ``"static"``, and ``"hf"`` where the analyzer needs attention
-    maps, or where T3's layers are not the release's own any more (adapters, quantised layers, hooks).
+    ``"auto"`` is the fastest that says upstream's tokens: ``"graph"`` on CUDA, ``"static"`` on a CPU, and ``"hf"``
+    elsewhere, where the analyzer needs attention maps, or where T3's layers are not the release's own any more
+    (adapters, quantised layers, hooks).
 
     Raises:
         ValueError: a backend or weights that the device does not have.

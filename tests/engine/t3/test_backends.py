@@ -91,12 +91,13 @@ def test_auto_leaves_layers_that_are_hooked_into_to_transformers(tts: Any) -> No
     remove_spies(tts.t3.tfmr)
 
 
-def test_auto_takes_no_graph_before_one_was_recorded(tts: Any) -> None:
+def test_auto_takes_graphs_on_cuda_alone(tts: Any) -> None:
     elsewhere = SimpleNamespace(device=torch.device("mps"), tfmr=tts.t3.tfmr, speech_head=tts.t3.speech_head)
     assert backend_of(lab.StreamSettings(), elsewhere) == "hf"
     on_cuda = SimpleNamespace(device=torch.device("cuda", 0), tfmr=tts.t3.tfmr, speech_head=tts.t3.speech_head)
-    assert backend_of(lab.StreamSettings(), on_cuda) == "static"
-    assert backend_of(lab.StreamSettings(backend="graph"), on_cuda) == "graph"
+    assert backend_of(lab.StreamSettings(), on_cuda) == "graph"
+    assert backend_of(lab.StreamSettings(analyzer="stock"), on_cuda) == "hf"
+    assert backend_of(lab.StreamSettings(backend="static"), on_cuda) == "static"
 
 
 def test_auto_does_not_run_rounded_weights_past_hooks(tts: Any) -> None:
