@@ -39,9 +39,9 @@ def pictures(n: Numbers, origin: str) -> dict[str, bytes]:
 def streams(n: Numbers) -> Figure | None:
     """Seconds of computing for a second of speech of each stream, by stage."""
     rows = n.rows("streams", "stream")
-    if "rtf" not in rows or rows["rtf"].isna().all():
-        return None
     rows = rows[rows["rtf"].notna()]
+    if rows.empty:
+        return None
     rows = rows.assign(variant=rows["variant"].mask(rows["chunk_size"] == 0, WHOLE))
     stages = {name: rows[f"{name.lower()}_seconds"] / rows["total_audio_duration"] for name in list(_PARTS)[:3]}
     parts = pd.DataFrame(stages).assign(rest=rows["rtf"] - sum(stages.values()), RTF=rows["rtf"])
@@ -52,7 +52,7 @@ def streams(n: Numbers) -> Figure | None:
         width = board[part].clip(lower=0)
         ax.barh(range(len(board)), width, left=left, color=color, edgecolor="white", height=0.7, label=part)
         left += width
-    if left.max() > 0.4:
+    if left.max() > 0.9:
         ax.axvline(1, **REAL_TIME, label="real time")
     for row, (rtf, end) in enumerate(zip(board["RTF"], left, strict=True)):
         label_bar(ax, row, end, f"{rtf:.2f}")

@@ -76,7 +76,7 @@ def _before_after(n: Numbers, short: bool) -> list[Block]:
 
 def failures(n: Numbers) -> list[str]:
     """What could not be measured, and why."""
-    rows = n.table[n.table["error"].notna()] if "error" in n.table else n.table.iloc[:0]
+    rows = n.table[n.table["error"].notna()]
     told = {f"{row['variant']} could not be measured: {row['error']}" for row in rows.to_dict("records")}
     return sorted(told)
 

@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import redirect_stderr
 from dataclasses import asdict, replace
@@ -208,8 +209,9 @@ def spoken(start: Callable[[], Measured], rate: int) -> tuple[Row, torch.Tensor]
 
 def advice(subject: Subject) -> Iterator[Row]:
     """The settings for this machine: exact where that keeps up, else the fastest."""
-    ran = [row for row in subject.rows if row["part"] == "streams" and row["variant"] == EXACT]
-    pace = median(row["rtf"] for row in ran if row.get("rtf") == row.get("rtf") and row.get("rtf") is not None)
+    ran = (row for row in subject.rows if row["part"] == "streams" and row["variant"] == EXACT)
+    paces = [row["rtf"] for row in ran if row.get("rtf") is not None and row["rtf"] == row["rtf"]]
+    pace = median(paces) if paces else math.inf
     chosen = EXACT if pace < CLEAR else FASTEST
     quick = subject.plan is not FULL
     how = {"tokens": 75 if quick else 150, "seconds": 1.0 if quick else 4.0}
@@ -288,7 +290,7 @@ def measure(
     """
     check(tts, quick, seed)
     dtype = str(tts.t3.speech_head.weight.dtype).removeprefix("torch.")
-    facts = machine_facts(tts.device) | {"model": model, "dtype": dtype}
+    facts = machine_facts(tts.device) | {"model": model, "dtype": dtype, "quick": quick, "seed": seed}
     if record is not None:
         record.check(facts)
     rows = [] if record is None else record.rows

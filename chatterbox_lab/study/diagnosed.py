@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from typing import Any
 
 import pandas as pd
 
+from ..engine.clock import StreamMetrics
 from ..engine.schedule import TOKEN_SECONDS
 from .records import load_results
 from .subject import EXACT, FASTEST, SHAPE, UPSTREAM
@@ -25,23 +26,28 @@ _REPORTED = {"upstream": UPSTREAM, "ours, off": EXACT}  # the report's streams, 
 _GIGABYTE = 1e9
 
 
+_COLUMNS = ("part", "name", "variant", "round", "value", "text", "seconds", "layer", "at", "chunk_size", "error")
+_COLUMNS += ("prompt_tokens", "context_tokens", "manual", "sdpa", "underruns", "silence_seconds")
+_COLUMNS += tuple(field.name for field in fields(StreamMetrics))
+
+
 class Numbers:
     """The rows of one diagnosis, asked by name; what is not there is nan."""
 
-    def __init__(self, rows: Sequence[Mapping[str, Any]] | pd.DataFrame) -> None:
-        self.table = pd.DataFrame(rows)
+    def __init__(self, rows: Sequence[Mapping[str, Any]]) -> None:
+        table = pd.DataFrame(rows)
+        self.table = table.reindex(columns=list(dict.fromkeys([*table.columns, *_COLUMNS])))  # of parts not measured
 
     def rows(self, part: str, name: str, **where: Any) -> pd.DataFrame:
         """The rows of this name that have these values."""
         table = self.table[(self.table["part"] == part) & (self.table["name"] == name)]
         for column, value in where.items():
-            table = table[table[column] == value] if column in table else table.iloc[:0]
+            table = table[table[column] == value]
         return table
 
     def __call__(self, part: str, name: str, column: str = "value", **where: Any) -> float:
         """The median of a column."""
-        table = self.rows(part, name, **where)
-        return float(table[column].median()) if column in table and len(table) else math.nan
+        return float(self.rows(part, name, **where)[column].astype(float).median())
 
     def words(self, part: str, name: str, **where: Any) -> list[str]:
         """The texts of these rows."""
@@ -50,16 +56,12 @@ class Numbers:
     def ratio(self, part: str, name: str, variants: tuple[str, str], column: str = "seconds") -> Spread:
         """One variant over another within the same round."""
         one, other = (self.rows(part, name, variant=variant).set_index("round") for variant in variants)
-        if column not in one or column not in other:
-            return Spread()
-        found = (one[column] / other[column]).dropna()
-        return Spread.of(found)
+        return Spread.of((one[column] / other[column]).astype(float).dropna())
 
     def share(self, stage: str) -> float:
         """The share of a stage in upstream's stream."""
         rows = self.rows("streams", "stream", variant=UPSTREAM, chunk_size=SHAPE["chunk_size"])
-        there = stage in rows and len(rows)
-        return float((rows[stage] / rows["total_generation_time"]).median()) if there else math.nan
+        return float((rows[stage] / rows["total_generation_time"]).astype(float).median())
 
     @property
     def device(self) -> str:
@@ -133,8 +135,6 @@ def before_after(n: Numbers) -> pd.DataFrame:
     `_medians`.
     """
     rows = n.rows("streams", "stream")
-    if "rtf" not in rows:
-        return pd.DataFrame(columns=["RTF"])
     rows = rows[rows["rtf"].notna()]
     rows = rows.assign(variant=rows["variant"].mask(rows["chunk_size"] == 0, WHOLE)).set_index("round")
     stock, found = rows[rows["variant"] == UPSTREAM]["rtf"], {}
@@ -144,16 +144,16 @@ def before_after(n: Numbers) -> pd.DataFrame:
             faster = Spread.of((stock / mine["rtf"]).dropna())
             spread = {"faster": faster.median, "least": faster.low, "most": faster.high}
             found[name] = _medians(mine) | spread
-    return pd.DataFrame.from_dict(found, orient="index")
+    return pd.DataFrame(list(found.values()), index=list(found), columns=None if found else ["RTF"])
 
 
 def chunk_sizes(n: Numbers) -> pd.DataFrame:
     """Medians by stream and chunk size: as `_medians`, ``chunks``, ``underruns`` and ``silence (s)``."""
     table = pd.concat([n.rows("sizes", "stream"), n.rows("streams", "stream")])
     index = ["stream", "chunk size"]
-    if "rtf" not in table:
-        return pd.DataFrame(columns=["RTF"], index=pd.MultiIndex.from_arrays([[], []], names=index))
     table = table[table["rtf"].notna() & (table["chunk_size"] > 0)]
+    if table.empty:
+        return pd.DataFrame(columns=["RTF"], index=pd.MultiIndex.from_arrays([[], []], names=index))
     found = {}
     asked = [(name, size) for name in NAMES for size in sorted(set(table["chunk_size"]))]
     for name, size in asked:

@@ -129,10 +129,10 @@ def _chunks(n: Numbers) -> Finding:
 
 
 def _windows(n: Numbers) -> Finding:
-    prompt, context, new = n("found", "prompt_tokens"), SHAPE["context_window"], SHAPE["chunk_size"]
-    windows = n.rows("s3gen", "window")
+    cause, windows = "Window overlap: voice prompt and context rendered again", n.rows("s3gen", "window")
     if windows.empty:
-        return Finding("The window: voice prompt and context rendered again", math.nan, ())
+        return Finding(cause, math.nan, ())
+    prompt, context, new = max(windows["prompt_tokens"]), SHAPE["context_window"], SHAPE["chunk_size"]
     seconds = windows.groupby(["prompt_tokens", "context_tokens"])["seconds"].median()
     short = min(windows["prompt_tokens"])
     each = (seconds[prompt, 0] - seconds[short, 0]) / (prompt - short) if prompt > short else math.nan
@@ -150,7 +150,7 @@ def _windows(n: Numbers) -> Finding:
         whole=duration(whole), prompt=duration(each * prompt), context=duration(past), again=again,
     )  # fmt: skip
     share = n.share("s3gen_seconds") * again
-    return Finding("The window: voice prompt and context rendered again", share, tuple(evidence))
+    return Finding(cause, share, tuple(evidence))
 
 
 def _cache(n: Numbers) -> Finding:
@@ -220,8 +220,8 @@ def _flags(n: Numbers) -> Finding:
     found = told("Found: " + flags + ".", precision=precision[0] if precision else None, **values)
     if n.device != "cuda":
         return Finding(cause, 0.0, (*found, f"They act on Nvidia's GPUs; this model is on {n.device}."))
-    rows = n.rows("streams", "stream", chunk_size=SHAPE["chunk_size"])
-    ratio = Numbers(rows).ratio("streams", "stream", (UPSTREAM, TUNED), "rtf") if len(rows) else Spread()
+    streams = Numbers(n.rows("streams", "stream", chunk_size=SHAPE["chunk_size"]))
+    ratio = streams.ratio("streams", "stream", (UPSTREAM, TUNED), "rtf")
     told_ratio = told("Upstream's stream takes {ratio} as long with them as found as with all set.", ratio=ratio)
     return Finding(cause, ratio.saved, (*found, *told_ratio), sure=ratio.low > 1)
 
@@ -290,10 +290,7 @@ def summary(n: Numbers, found: Sequence[Finding]) -> list[str]:
             "Upstream's stream has an RTF of {rtf:.2f}, {pace} than real time, and a first chunk after {first:.2f} s.",
             rtf=board.loc[UPSTREAM, "RTF"], pace=pace, first=board.loc[UPSTREAM, "first chunk (s)"],
         )  # fmt: skip
-    for name, how in (
-        (EXACT, "With its tokens and its mel from the same noise, ours"),
-        (FASTEST, "The fastest of ours"),
-    ):
+    for name, how in ((EXACT, "Our exact stream"), (FASTEST, "Our fastest")):
         if name in board.index:
             mine = board.loc[name]
             said += told(

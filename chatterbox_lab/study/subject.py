@@ -102,7 +102,8 @@ def as_found(tts: ChatterboxTTS) -> Iterator[None]:
     """Whatever runs inside, T3's layers, their configuration and the voice are afterwards as they were."""
     layers = [layer.self_attn for layer in tts.t3.tfmr.layers]
     before = [(layer, layer.__dict__.get("forward"), dict(layer._forward_hooks)) for layer in layers]
-    config, voice, compiled = dict(vars(tts.t3.tfmr.config)), tts.conds, tts.t3.compiled
+    config, compiled = dict(vars(tts.t3.tfmr.config)), tts.t3.compiled
+    conds, voice = tts.conds, dict(vars(tts.conds.t3))
     patched = tts.t3._modules.get("patched_model")
     try:
         yield
@@ -115,7 +116,8 @@ def as_found(tts: ChatterboxTTS) -> Iterator[None]:
             layer._forward_hooks.update(hooks)
         vars(tts.t3.tfmr.config).clear()
         vars(tts.t3.tfmr.config).update(config)
-        tts.conds, tts.t3.compiled = voice, compiled
+        tts.conds, tts.t3.compiled = conds, compiled
+        vars(tts.conds.t3).update(voice)  # upstream keeps the prompt's embedding there
         tts.t3._modules.pop("patched_model", None)
         if patched is not None:
             tts.t3.patched_model = patched
