@@ -49,6 +49,9 @@ COMMANDS = {
     "calls": Command(
         "study.calls", "what upstream's calls do to those after them in one process", "--model lab --after 0 5 20"
     ),
+    "predict": Command(
+        "study.predict", "what a GPU would do, predicted, and beside it what was measured", "--card H100 --tokens 50"
+    ),
     "selftest": Command("study.selftest", "whether every backend is right on this device", "--model tiny --tokens 60"),
     "measure": Command(
         "study.campaign", "the whole campaign for a machine, most valuable first", "--model tiny --minutes 1"

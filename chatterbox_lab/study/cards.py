@@ -240,23 +240,33 @@ class Counts:
     """What was counted, as `Work`. ``table`` is as `count` returns it; None is what ``data/`` has."""
 
     def __init__(self, table: pd.DataFrame | None = None) -> None:
-        self.table = load_results("counts_random_cpu") if table is None else table
-        self.overlap = int(self._one("overlap", "length"))
-        self.weights, self.kept = self._one("step", "bytes", "weights"), self._one("cache", "bytes")
-
-    def _one(self, part: str, column: str, way: str | None = None) -> float:
-        rows = self.table[self.table["part"] == part]
-        return float((rows if way is None else rows[rows["way"] == way])[column].iloc[0])
+        table = load_results("counts_random_cpu") if table is None else table
+        launches = table.dropna(subset="launches").set_index(["part", "way"])["launches"]
+        self.launches: dict[tuple[str, str], float] = launches.to_dict()
+        sizes = table.dropna(subset="bytes").set_index("part")["bytes"]
+        self.weights, self.kept = float(sizes["step"]), float(sizes["cache"])
+        self.overlap = int(table.loc[table["part"] == "overlap", "length"].iloc[0])
+        counted = table.dropna(subset="products").groupby("part")
+        self.curves = {
+            (part, kind): tuple(np.polyfit(rows["length"], rows[kind], 2))
+            for part, rows in counted
+            for kind in ("products", "convolutions")
+        }
+        """FLOP of a part as a polynomial of its length, the highest power first."""
 
     def step(self, way: str, positions: float, itemsize: int = 4) -> Work:
         """A decode step of T3 after so many positions."""
         size = (self.weights + self.kept * positions) * itemsize / 4
-        return Work(self._one("step", "launches", way), size, 2 * 2 * self.weights / 4)
+        return Work(self.launches["step", way], size, self._products(1))
 
     def prefill(self, way: str, positions: int, itemsize: int = 4) -> Work:
         """T3's prefill of so many positions; backends share that of ``hf``."""
-        launches = self._one("prefill", "launches", RELEASED if way == RELEASED else "hf")
-        return Work(launches, self.weights * itemsize / 4, 2 * 2 * self.weights / 4 * positions)
+        launches = self.launches["prefill", RELEASED if way == RELEASED else "hf"]
+        return Work(launches, self.weights * itemsize / 4, self._products(positions))
+
+    def _products(self, positions: int) -> float:
+        """FLOP of T3's products with both CFG rows: a multiplication and an addition for each weight."""
+        return 2 * 2 * self.weights / 4 * positions
 
     def chunk(self, way: str, prompt: int, context: int, new: int) -> Work:
         """S3Gen for ``new`` tokens, ``context`` tokens before them, and a voice prompt of so many tokens."""
@@ -265,14 +275,13 @@ class Counts:
         own = 2 * new if changes.flow == "cached" else 2 * window
         vocoded = frames if way == RELEASED else min(frames, 2 * new + self.overlap)
         flow = self._flop("encoder", window) + self._flop("estimator", own, 2 * window) * changes.flow_steps
-        return Work(launches=self._one("chunk", "launches", way)) + flow + self._flop("vocoder", vocoded)
+        return Work(launches=self.launches["chunk", way]) + flow + self._flop("vocoder", vocoded)
 
     def _flop(self, part: str, length: int, seen: int | None = None) -> Work:
         """FLOP of a part at a length; ``seen`` is how many places each attends to, where that is not the length."""
-        rows = self.table[self.table["part"] == part]
         found = []
-        for column in ("products", "convolutions"):
-            square, line, constant = np.polyfit(rows["length"], rows[column], 2)
+        for kind in ("products", "convolutions"):
+            square, line, constant = self.curves[part, kind]
             found.append(constant + line * length + square * length * (length if seen is None else seen))
         return Work(0.0, 0.0, *found)
 

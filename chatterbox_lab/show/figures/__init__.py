@@ -7,6 +7,8 @@ from .chunks import SHARE_COLORS, buffers, context_heat_map, latency_front, rtf_
 from .ladders import chunk_costs, s3gen_rungs, t3_rung_parts, t3_rungs, t3_token_times
 from .layers import MODE_STYLES, PART_COLORS, layer_heat_map, over_length, step_parts
 from .living import STREAMS, WAY_COLORS, decode_costs, left_by_calls, real_time
+from .predictions import predictions
+from .published import published_rtfs
 from .result import stream_bars
 from .seams import seam_close_up, trials_board
 from .style import log_scale, origin, provenance, save, set_style, show
@@ -28,7 +30,9 @@ __all__ = [
     "log_scale",
     "origin",
     "over_length",
+    "predictions",
     "provenance",
+    "published_rtfs",
     "real_time",
     "rtf_shares",
     "s3gen_rungs",
