@@ -33,6 +33,28 @@ UNITS = {
 }
 """What can be measured, and in which units."""
 UNKNOWN = "unknown"
+HEADINGS = (
+    "Issue Summary",
+    "Alignment Stream Analyzer Bottleneck (Major)",
+    "Manual Attention Fallback",
+    "Small Chunk Sizes",
+    "Disabled Alignment Stream Analyzer",
+    "Force Disable output_attentions",
+    "Optimized Chunk Configuration",
+    "Before Optimization",
+    "After Optimization",
+    "For Best RTF Performance",
+    "For Best Balance (Recommended)",
+    "PyTorch Optimizations Applied",
+    "Memory Usage",
+    "Remaining Performance Gap",
+    "Model Loading Warning",
+    "KV Cache Format",
+    "Additional Model Compilation",
+    "Files Modified",
+    "Conclusion",
+)
+"""The report's headings that have text, in its order."""
 AUTHOR = "rossturner/chatterbox"
 """Where the report stands, and what its author published before and after it."""
 REPORT = "PERFORMANCE_ANALYSIS.md"
@@ -112,6 +134,16 @@ def _day(text: str) -> bool:
         return False
 
 
+def link(row: Mapping[str, Any]) -> str:
+    """Where a row's document stands, as a link in Markdown; only its name where it is not known."""
+    name = f"{row['source']}, {row['document'].rpartition('/')[2]}"
+    what, _, number = row["document"].rpartition(" ")
+    place = {"issue": f"issues/{number}", "pull request": f"pull/{number}"}.get(what)
+    if place is None and row["commit"]:
+        place = f"blob/{row['commit']}/{row['document'].split(' ')[0]}"
+    return f"[{name}](https://github.com/{row['source']}/{place})" if place else name
+
+
 def kind(software: str) -> str:
     """Which of `KINDS` a software is. Raises ValueError for one that is of none."""
     named = [(len(begin), name) for name, begins in KINDS.items() for begin in begins if software.startswith(begin)]
@@ -140,17 +172,22 @@ def rtfs(published: pd.DataFrame, machines: Mapping[str, pd.DataFrame]) -> pd.Da
     """
     theirs = published[published["measure"] == "RTF"]
     points = [
-        {"who": who(row), "machine": row["machine"] + " (cited)" * (not row["looked_up"]), "model": row["model"], "kind": kind(row["software"]),
-         "streaming": row["setting"].startswith("streaming"), "RTF": row["value"], "upper": row["upper"]}
+        {
+            "who": who(row),
+            "machine": row["machine"] + ("" if row["looked_up"] else " (cited)"),
+            "model": row["model"],
+            "kind": kind(row["software"]),
+            "streaming": row["setting"].startswith("streaming"),
+            "RTF": row["value"],
+            "upper": row["upper"],
+        }
         for row in theirs.to_dict("records")
-    ]  # fmt: skip
+    ]
     for record, table in machines.items():
         for (size, variant), value in table["RTF"].items():
             if variant in OURS:
-                points.append(
-                    {"who": "our record", "machine": record, "model": "fork", "kind": OURS[variant],
-                     "streaming": size > 0, "RTF": value, "upper": float("nan")}
-                )  # fmt: skip
+                shape = {"model": "fork", "kind": OURS[variant], "streaming": size > 0}
+                points.append({"who": "our record", "machine": record, **shape, "RTF": value, "upper": float("nan")})
     return pd.DataFrame(points)
 
 
@@ -246,11 +283,17 @@ def judged(
                 "our records": spread(list(mine.values()), claim["unit"]),
                 "by ours": verdict(claim, list(mine.values())) if fair else "another machine",
                 "its author": spread(_values(author, claim["unit"]), claim["unit"]),
-                "by its author": verdict(claim, _values(author, claim["unit"])),
+                "by its author": _of_author(claim, author),
                 "others": "; ".join(_named(others, claim["unit"])),
             }
         )
     return pd.DataFrame(rows)
+
+
+def _of_author(claim: Mapping[str, Any], rows: pd.DataFrame) -> str:
+    said = verdict(claim, _values(rows, claim["unit"]))
+    narrow = claim["unit"] == "GB" and rows["setting"].str.contains("tensors alone").all()
+    return "undecided: tensors alone are counted" if said == "not reproduced" and narrow else said
 
 
 def in_words(claim: Mapping[str, Any]) -> str:
@@ -275,10 +318,14 @@ def verdict(claim: Mapping[str, Any], values: Sequence[float]) -> str:
     return words[fits[0]] if len(set(fits)) == 1 else "in part"
 
 
+def ends(row: Mapping[str, Any], unit: Any = "") -> list[float]:
+    """A row's value, and the end of its range if it is one; in the unit of a claim, which may be GB."""
+    scale = 1e-3 if (unit, row["unit"]) == ("GB", "MB") else 1.0
+    return [scale * row[column] for column in ("value", "upper") if row[column] == row[column]]
+
+
 def _values(rows: pd.DataFrame, unit: Any) -> list[float]:
-    """Values and ends of ranges, in the claim's unit."""
-    scaled = rows[["value", "upper"]].mul([1e-3 if unit == "GB" and of == "MB" else 1.0 for of in rows["unit"]], axis=0)
-    return [float(value) for value in scaled.to_numpy().ravel() if value == value]
+    return [value for row in rows.to_dict("records") for value in ends(row, unit)]
 
 
 def _named(rows: pd.DataFrame, unit: Any) -> list[str]:

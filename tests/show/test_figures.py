@@ -265,3 +265,26 @@ def test_training_is_drawn_over_minutes_with_held_out_losses_marked() -> None:
     ax = figures.training_curves({"t3": log}).axes[0]
     assert [list(line.get_xdata()) for line in ax.lines] == [[1, 2], [1, 2]]
     assert {line.get_label(): line.get_linestyle() for line in ax.lines} == {"entropy": ":", "held out": "-"}
+
+
+def test_published_figures_stand_apart_from_our_records() -> None:
+    point = {"model": "fork", "kind": "as released", "streaming": True, "upper": np.nan}
+    points = [
+        point | {"who": "our record", "machine": "H100", "RTF": 0.2},
+        point | {"who": "others", "machine": "RTX 4090", "RTF": 0.5},
+        point | {"who": "the report", "machine": "RTX 4090", "RTF": 1.7, "streaming": False},
+        point | {"who": "others", "machine": "unknown", "RTF": 1.2, "upper": 1.4, "model": "turbo"},
+    ]
+    drawn = figures.published_rtfs(pd.DataFrame(points))
+    large, small = drawn.axes
+    rows = [label.get_text() for label in large.get_yticklabels()]
+    assert rows == ["RTX 4090", "RTX 4090 (the report)", "H100 (our record)"]  # ours below the line, though fastest
+    assert [label.get_text() for label in small.get_yticklabels()] == ["machine not said"]
+    marks = {line.get_ydata()[0]: line for line in large.lines if line.get_marker() == "o"}
+    assert [marks[row].get_xdata()[0] for row in range(3)] == [0.5, 1.7, 0.2]
+    assert marks[1].get_markerfacecolor() == "white"  # it did not stream
+    assert len({marks[row].get_markerfacecolor() for row in range(3)}) == 3
+    assert [1.2, 1.4] in [list(line.get_xdata()) for line in small.lines]  # a range
+    words = {text.get_text() for text in drawn.legends[0].get_texts()}
+    assert {"published by others", "published: the report", "measured here: our records"} <= words
+    plt.close(drawn)
