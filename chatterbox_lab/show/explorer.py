@@ -38,17 +38,20 @@ class Explorer(widgets.VBox):
         tts: the first model; None begins with the name ``model``, loaded at the first run.
         model: a name that `load` takes, chosen at the beginning if no ``tts`` is given.
         device: where models are loaded, as for `load`.
+        variant: of the models that it loads, as for `load`.
     """
 
     _generation = threading.Lock()  # of the process: a model runs one stream at a time, whoever asks
     _newest: weakref.ref[Explorer] | None = None
 
-    def __init__(self, tts: ChatterboxTTS | None = None, *, model: str = "lab", device: str = "auto") -> None:
+    def __init__(
+        self, tts: ChatterboxTTS | None = None, *, model: str = "lab", device: str = "auto", variant: str = "english"
+    ) -> None:
         if Explorer._newest is not None and Explorer._newest() is not None:
             Explorer._newest().stop()  # its cell was run again, and its Stop button is gone
         Explorer._newest = weakref.ref(self)
         self.tts, self.model, self.device = tts, None if tts is None else GIVEN, device
-        self._given = tts
+        self._given, self.variant = tts, variant
         self._thread: threading.Thread | None = None
         self.form = Form(self.model or model, self.check)
         self.controls, self.errors = self.form.controls, self.form.errors
@@ -173,7 +176,8 @@ class Explorer(widgets.VBox):
         if self.tts is None or name != self.model:
             self._say(f"Loading the model {name!r}.")
             try:
-                tts = self._given if name == GIVEN and self._given is not None else load(name, device=self.device)
+                given = self._given if name == GIVEN else None
+                tts = load(name, variant=self.variant, device=self.device) if given is None else given
             except Exception as error:  # files of a model fail in as many ways as there are formats
                 raise ValueError(f"model={name!r}: {str(error).removeprefix(f'model={name!r}: ')}") from error
             self.tts, self.model = tts, name  # only now: a model that fails leaves the old one

@@ -15,7 +15,7 @@ import psutil
 import torch
 
 from ..engine.clock import StageClock
-from ..engine.linears import multiplies
+from ..engine.linears import layers_of, multiplies
 from ..files import DATA, REPOSITORY
 from ..released import DISTRIBUTIONS, release
 
@@ -147,7 +147,8 @@ def read_seconds(size: int, device: str | torch.device, repeats: int = 10) -> fl
 
 def step_bytes(t3: torch.nn.Module) -> int:
     """Bytes of weights that every decode step reads: layers, last norm and speech head, once for both CFG rows."""
-    modules = (t3.tfmr.layers, t3.tfmr.norm, t3.speech_head)
+    norm = t3.tfmr.ln_f if hasattr(t3.tfmr, "ln_f") else t3.tfmr.norm  # GPT-2's, Llama's
+    modules = (*layers_of(t3.tfmr), norm, t3.speech_head)
     return sum(weight.numel() * weight.element_size() for module in modules for weight in module.parameters())
 
 

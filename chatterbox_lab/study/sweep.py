@@ -21,6 +21,7 @@ from ..engine.s3gen.render import Renderer
 from ..engine.schedule import SCHEDULES
 from ..engine.settings import BALANCED, StreamSettings, whole_number
 from ..engine.t3.backends import ANALYZERS, AUTO, BACKENDS
+from ..voices.kinds import KINDS
 from ..voices.load import DTYPES, load, pick_device
 from . import command
 from .chunks import PROMPTS, TOKENS_PER_CHARACTER, measured_chunks
@@ -101,6 +102,7 @@ class Sweep:
     dtype: str = "float32"
     seed: int = 0
     watermark: bool = True
+    variant: str = "english"
 
     def once(self, point: Point, number: int) -> list[dict[str, Any]]:
         """The rows of one run of a point; a row with its error if it fails."""
@@ -119,12 +121,14 @@ class Sweep:
 
 @lru_cache(maxsize=1)
 def _model(sweep: Sweep) -> ChatterboxTTS:
-    return load(sweep.model, device=sweep.device, dtype=sweep.dtype, seed=sweep.seed, watermark=sweep.watermark)
+    how = {"device": sweep.device, "dtype": sweep.dtype, "seed": sweep.seed, "watermark": sweep.watermark}
+    return load(sweep.model, variant=sweep.variant, **how)
 
 
 @lru_cache(maxsize=1)
 def _facts(sweep: Sweep) -> dict[str, Any]:
-    what = {"model": Path(sweep.model).name, "dtype": sweep.dtype, "seed": sweep.seed, "watermark": sweep.watermark}
+    model = Path(sweep.model).name + f", {sweep.variant}" * (sweep.variant != "english")
+    what = {"model": model, "dtype": sweep.dtype, "seed": sweep.seed, "watermark": sweep.watermark}
     return machine_facts(pick_device(sweep.device)) | what
 
 
@@ -315,6 +319,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     sizes = [10, 25, 50, 75, 100, 150]
     command.add_model(parser)
     command.add_device(parser)
+    add("--variant", default="english", choices=KINDS, help="%(choices)s, from its own release (default: %(default)s)")
     add("--dtype", default="float32", choices=DTYPES, help="of T3: %(choices)s (default: %(default)s)")
     add("--chunk-size", nargs="+", type=int, default=sizes, help=f"new tokens (default: {' '.join(map(str, sizes))})")
     add("--context-window", nargs="+", type=int, help="tokens rendered again (default: twice the chunk size)")
@@ -340,7 +345,8 @@ def run(options: argparse.Namespace) -> int:
     choices = {"analyzer": options.analyzer, "backend": options.backend, "schedule": options.schedule}
     points = grid(options.chunk_size, options.context_window, prompts=options.prompt, **choices)
     rounds, seed = whole_number("rounds", options.rounds, 1), whole_number("seed", options.seed, 0, 2**63 - 1)
-    sweep = Sweep(options.model, pick_device(options.device), options.dtype, seed, not options.no_watermark)
+    device = pick_device(options.device)
+    sweep = Sweep(options.model, device, options.dtype, seed, not options.no_watermark, options.variant)
     kind = "windows" if options.windows else "sweep"
     record = command.open_record(options, f"{kind}_{command.model_name(options)}.csv")
     if options.windows:

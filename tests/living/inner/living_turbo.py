@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pytest
 import soundfile
 import torch
@@ -33,6 +34,8 @@ from chatterbox_lab.__main__ import main
 from chatterbox_lab.engine import patch as patching
 from chatterbox_lab.engine.s3gen.render import Renderer
 from chatterbox_lab.show import speak
+from chatterbox_lab.show.explorer import Explorer
+from chatterbox_lab.study.machine import step_bytes
 from chatterbox_lab.voices import build
 from chatterbox_lab.voices import load as models
 from chatterbox_lab.voices.config import ModelConfig
@@ -480,3 +483,37 @@ def test_speak_says_a_line(tmp_path: Path, capsys: pytest.CaptureFixture[str], m
     with pytest.raises(SystemExit):
         main(["speak", "--help"])
     assert "english, multilingual, turbo, nano" in capsys.readouterr().out
+
+
+def test_settings_are_recommended(tts: Any) -> None:
+    advice = lab.recommend(tts, "rtf", settings=lab.FAST, tokens=30, seconds=0.1)
+    assert advice.backend in ("hf", "static")
+    assert "ms a token" in advice.reason
+    _, metrics = next(lab.generate_stream(tts, TEXT, advice, seed=0, max_new_tokens=5, ignore_eos=True))
+    assert metrics.total_audio_duration == pytest.approx((5 + 3) * 0.04)  # silence comes after the end
+
+
+@pytest.mark.parametrize("variant", ["turbo", "nano"])
+def test_a_sweep_measures_them(variant: str, tmp_path: Path) -> None:
+    path = tmp_path / "sweep.csv"
+    line = ["sweep", "--model", "tiny", "--variant", variant, "--prompt", "short", "--chunk-size", "25"]
+    assert main([*line, "--rounds", "1", "--device", "cpu", "--no-watermark", "--output", str(path)]) == 0
+    table = pd.read_csv(path)
+    assert set(table["model"]) == {f"tiny, {variant}"}
+    assert table["new_tokens"].iloc[0] == 25
+    with pytest.raises(SystemExit):  # another model's rows
+        main([*line[:4], "english", *line[5:], "--rounds", "1", "--device", "cpu", "--resume", "--output", str(path)])
+
+
+def test_the_explorer_speaks_with_them(tts: Any) -> None:
+    explorer = Explorer(tts)
+    explorer.form.controls["text"].value = TEXT
+    explorer.form.controls["max_new_tokens"].value = 30
+    explorer.generate()
+    explorer.player.wait(60)
+    assert "Done" in explorer.status.value
+
+
+def test_a_steps_bytes_are_those_of_the_layers_the_norm_and_the_head(tts: Any) -> None:
+    blocks = [*tts.t3.tfmr.h.parameters(), *tts.t3.tfmr.ln_f.parameters(), *tts.t3.speech_head.parameters()]
+    assert step_bytes(tts.t3) == sum(4 * weight.numel() for weight in blocks)
