@@ -35,6 +35,7 @@ from ..engine.t3.sampling import Sampling
 from ..files import attribute
 from ..voices.build import LabTTS, SizedS3Gen, assemble, random_conditionals
 from ..voices.config import ModelConfig
+from ..voices.load import place
 from .logs import quiet
 from .machine import step_bytes
 from .records import load_results
@@ -97,17 +98,20 @@ def count() -> pd.DataFrame:
     """Counts all that predictions need, in half a minute on a CPU, from models with random weights.
 
     Returns:
-        A row a ``part``, ``way`` and ``length``: ``launches`` of T3's ``step`` and ``prefill`` by analyzer mode or
-        backend and of S3Gen's ``chunk`` by sound; ``products`` and ``convolutions`` (FLOP) of ``encoder`` (length in
-        tokens), ``estimator`` (an Euler step, in frames, both CFG rows) and ``vocoder`` (in frames); ``bytes`` of
-        weights in float32 that T3's ``step`` reads, and, in part ``cache``, of keys and values for each position.
-        Part ``overlap`` has as its length the frames that our vocoder makes again with a chunk.
+        A row a ``part``, ``way``, ``dtype`` and ``length``: ``launches`` of T3's ``step`` and ``prefill`` by analyzer
+        mode or backend and by its dtype, and of S3Gen's ``chunk`` by sound; ``products`` and ``convolutions`` (FLOP) of
+        ``encoder`` (length in tokens), ``estimator`` (an Euler step, in frames, both CFG rows) and ``vocoder`` (in
+        frames); ``bytes`` of weights in float32 that T3's ``step`` reads, and, in part ``cache``, of keys and values
+        for each position. Part ``overlap`` has as its length the frames that our vocoder makes again with a chunk.
     """
-    model = narrow_model()
+    rows, model = [], narrow_model()
     with quiet(), on_a_gpu():
-        rows = [{"part": "step", "way": way, "launches": found} for way, found in step_launches(model).items()]
-        prefills = {RELEASED: _released_launches(model, 1), "hf": _prefill_launches(model)}
-        rows += [{"part": "prefill", "way": way, "launches": found} for way, found in prefills.items()]
+        for dtype in (torch.bfloat16, torch.float32):
+            place(model, "cpu", dtype)
+            prefills = {RELEASED: _released_launches(model, 1), "hf": _prefill_launches(model)}
+            for part, counted in (("step", step_launches(model)), ("prefill", prefills)):
+                facts = {"part": part, "dtype": str(dtype).removeprefix("torch.")}
+                rows += [facts | {"way": way, "launches": found} for way, found in counted.items()]
         rows += [{"part": "chunk", "way": way, "launches": found} for way, found in chunk_launches(model).items()]
         rows += [{"part": "overlap", "length": renderer_of(model, BALANCED).overlap}]
     with quiet(), torch.random.fork_rng(devices=[]):
@@ -241,8 +245,8 @@ class Counts:
 
     def __init__(self, table: pd.DataFrame | None = None) -> None:
         table = load_results("counts_random_cpu") if table is None else table
-        launches = table.dropna(subset="launches").set_index(["part", "way"])["launches"]
-        self.launches: dict[tuple[str, str], float] = launches.to_dict()
+        launches = table.dropna(subset="launches").fillna({"dtype": ""}).set_index(["part", "way", "dtype"])["launches"]
+        self.launches: dict[tuple[str, str, str], float] = launches.to_dict()
         sizes = table.dropna(subset="bytes").set_index("part")["bytes"]
         self.weights, self.kept = float(sizes["step"]), float(sizes["cache"])
         self.overlap = int(table.loc[table["part"] == "overlap", "length"].iloc[0])
@@ -254,15 +258,15 @@ class Counts:
         }
         """FLOP of a part as a polynomial of its length, the highest power first."""
 
-    def step(self, way: str, positions: float, itemsize: int = 4) -> Work:
-        """A decode step of T3 after so many positions."""
-        size = (self.weights + self.kept * positions) * itemsize / 4
-        return Work(self.launches["step", way], size, self._products(1))
+    def step(self, way: str, positions: float, dtype: str = "float32") -> Work:
+        """A decode step of T3 in this dtype after so many positions."""
+        size = (self.weights + self.kept * positions) * _share(dtype)
+        return Work(self.launches["step", way, _counted(dtype)], size, self._products(1))
 
-    def prefill(self, way: str, positions: int, itemsize: int = 4) -> Work:
+    def prefill(self, way: str, positions: int, dtype: str = "float32") -> Work:
         """T3's prefill of so many positions; backends share that of ``hf``."""
-        launches = self.launches["prefill", RELEASED if way == RELEASED else "hf"]
-        return Work(launches, self.weights * itemsize / 4, self._products(positions))
+        launches = self.launches["prefill", RELEASED if way == RELEASED else "hf", _counted(dtype)]
+        return Work(launches, self.weights * _share(dtype), self._products(positions))
 
     def _products(self, positions: int) -> float:
         """FLOP of T3's products with both CFG rows: a multiplication and an addition for each weight."""
@@ -275,7 +279,7 @@ class Counts:
         own = 2 * new if changes.flow == "cached" else 2 * window
         vocoded = frames if way == RELEASED else min(frames, 2 * new + self.overlap)
         flow = self._flop("encoder", window) + self._flop("estimator", own, 2 * window) * changes.flow_steps
-        return Work(launches=self.launches["chunk", way]) + flow + self._flop("vocoder", vocoded)
+        return Work(launches=self.launches["chunk", way, ""]) + flow + self._flop("vocoder", vocoded)
 
     def _flop(self, part: str, length: int, seen: int | None = None) -> Work:
         """FLOP of a part at a length; ``seen`` is how many places each attends to, where that is not the length."""
@@ -284,6 +288,16 @@ class Counts:
             square, line, constant = self.curves[part, kind]
             found.append(constant + line * length + square * length * (length if seen is None else seen))
         return Work(0.0, 0.0, *found)
+
+
+def _share(dtype: str) -> float:
+    """Bytes of a value, over those of float32."""
+    return 1.0 if dtype == "float32" else 0.5
+
+
+def _counted(dtype: str) -> str:
+    """The dtype that was counted: half precisions launch the same."""
+    return dtype if dtype == "float32" else "bfloat16"
 
 
 @dataclass(frozen=True)

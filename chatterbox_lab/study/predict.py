@@ -15,7 +15,7 @@ from __future__ import annotations
 
 import argparse
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from math import nan
 from typing import Any
@@ -41,8 +41,13 @@ FULL_SIZE = ("random", "pretrained")
 PROMPT = 100
 """Positions before the first token: 34 of the voice, a sentence of text, the start tokens."""
 ENDS = ("low", "high")
-MEASURES = {"RTF": "rtf", "first chunk (s)": "latency_to_first_chunk"}
-"""What is predicted, and its column in records of streams."""
+MEASURES: dict[str, Callable[[pd.DataFrame], pd.Series]] = {
+    "RTF": lambda runs: runs["rtf"],
+    "first chunk (s)": lambda runs: runs["latency_to_first_chunk"],
+    "ms/token": lambda runs: 1e3 * runs["t3_seconds"] / runs["tokens"],
+    "s/chunk": lambda runs: runs["s3gen_seconds"] / runs["chunk_count"],
+}
+"""What is predicted of a stream, and how its record has that: all of it, and its two parts, T3 and S3Gen."""
 
 
 @dataclass(frozen=True)
@@ -107,23 +112,29 @@ def way(name: str) -> Way:
 
 
 def seconds(card: Card, way: Way, setting: Setting, counts: Counts) -> dict[str, float]:
-    """One stream on one card: ``RTF``, ``first chunk (s)``, ``ms/token`` of T3, ``s/chunk`` of S3Gen."""
-    size, said, first, spoken, rendered = setting.chunk_size or setting.tokens, 0, None, 0.0, 0.0
-    itemsize = 4 if setting.dtype == "float32" else 2
-    context, chunks = setting.context_window, 0
-    elapsed = card.seconds(counts.prefill(way.step, PROMPT, itemsize), setting.dtype)
+    """One stream on one card.
+
+    Returns:
+        ``RTF``, ``first chunk (s)``, ``ms/token`` (T3 with its prefill), ``s/chunk`` (S3Gen), ``tokens a second`` (of
+        T3's steps alone) and ``seconds`` (all of it).
+    """
+    size, said, chunks, first = setting.chunk_size or setting.tokens, 0, 0, None
     flow = "bfloat16" if way.chunk == "fast" else "float32"
+    prefill = card.seconds(counts.prefill(way.step, PROMPT, setting.dtype), setting.dtype)
+    elapsed, stepping, rendering = prefill, 0.0, 0.0
     while said < setting.tokens:
         new = min(size, setting.tokens - said)
-        step = counts.step(way.step, PROMPT + said + new / 2, itemsize)
+        step = counts.step(way.step, PROMPT + said + new / 2, setting.dtype)
         speaking = new * card.seconds(step, setting.dtype, way.graph)
-        rendering = card.seconds(counts.chunk(way.chunk, PROMPT_TOKENS, min(said, context), new), flow)
-        elapsed += speaking + rendering + setting.watermark * card.watermark * new * TOKEN_SECONDS
-        spoken, rendered, said, chunks = spoken + speaking, rendered + rendering, said + new, chunks + 1
+        work = counts.chunk(way.chunk, PROMPT_TOKENS, min(said, setting.context_window), new)
+        chunk = card.seconds(work, flow)
+        elapsed += speaking + chunk + setting.watermark * card.watermark * new * TOKEN_SECONDS
+        stepping, rendering, said, chunks = stepping + speaking, rendering + chunk, said + new, chunks + 1
         first = elapsed if first is None else first
     return {
         "RTF": elapsed / (setting.tokens * TOKEN_SECONDS), "first chunk (s)": first,
-        "ms/token": 1e3 * spoken / setting.tokens, "s/chunk": rendered / chunks,
+        "ms/token": 1e3 * (prefill + stepping) / setting.tokens, "s/chunk": rendering / chunks,
+        "tokens a second": setting.tokens / stepping, "seconds": elapsed,
     }  # fmt: skip
 
 
@@ -131,7 +142,7 @@ def ranges(name: str, way_name: str, setting: Setting, counts: Counts | None = N
     """Low and high of everything that `seconds` says of one stream on the card of this name. Raises ValueError."""
     counts = Counts() if counts is None else counts
     fast, slow = (seconds(end, way(way_name), setting, counts) for end in card(name))
-    return {measure: (fast[measure], slow[measure]) for measure in fast}
+    return {measure: tuple(sorted((fast[measure], slow[measure]))) for measure in fast}
 
 
 def table(cards: Sequence[str] = CARDS, ways: Sequence[str] = WAYS, setting: Setting = Setting()) -> pd.DataFrame:
@@ -206,7 +217,7 @@ def _beside(facts: dict[str, Any], group: pd.DataFrame, counts: Counts) -> list[
         reason = str(error)
     facts = {"card": name, "label": labelled(facts["variant"], facts["chunk_size"], facts["dtype"])} | facts
     return [
-        facts | {"measure": measure} | _compared(found.get(measure), reason, group[column].median())
+        facts | {"measure": measure} | _compared(found.get(measure), reason, column(group).median())
         for measure, column in MEASURES.items()
     ]
 
@@ -310,16 +321,13 @@ def _asked(setting: str) -> tuple[int, tuple[int, ...], str]:
 
 
 def _envelope(name: str, way_name: str, settings: Sequence[Setting], counts: Counts) -> dict[str, tuple[float, float]]:
-    """The least low and the greatest high of a way over some settings; tokens a second and seconds besides.
+    """The least low and the greatest high of a way over some settings.
 
     ``factor`` is how many times slower the release is, which has all attention maps, at either end.
     """
     found: dict[str, list[tuple[float, float]]] = {}
     for setting in settings:
-        one, spoken = ranges(name, way_name, setting, counts), setting.tokens * TOKEN_SECONDS
-        step, released = one["ms/token"], ranges(name, UPSTREAM, setting, counts)["RTF"]
-        one["tokens a second"] = 1e3 / step[1], 1e3 / step[0]
-        one["seconds"] = one["RTF"][0] * spoken, one["RTF"][1] * spoken
+        one, released = ranges(name, way_name, setting, counts), ranges(name, UPSTREAM, setting, counts)["RTF"]
         one["factor"] = tuple(sorted(released[end] / one["RTF"][end] for end in (0, 1)))
         for measure, pair in one.items():
             found.setdefault(measure, []).append(pair)

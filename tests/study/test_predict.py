@@ -38,7 +38,7 @@ def recorded_launches(part: str) -> dict[str, Any]:
     table = records.load_results("counts_random_cpu").query("part == @part").dropna(subset="launches")
     facts = machine_facts()
     same = all(str(facts[name]) == str(table[name].iloc[0]) for name in ("torch", "transformers"))
-    found = table.set_index("way")["launches"].to_dict()
+    found = table[table["dtype"] != "bfloat16"].set_index("way")["launches"].to_dict()
     return found if same else {way: pytest.approx(count, rel=0.3) for way, count in found.items()}
 
 
@@ -102,7 +102,7 @@ def test_a_better_card_is_not_slower(name: str, one: str) -> None:
     for end in cards.card("RTX 3090"):
         before = predict.seconds(end, predict.way(one), setting, counts)
         after = predict.seconds(replace(end, **{name: 2 * getattr(end, name)}), predict.way(one), setting, counts)
-        assert all(after[measure] <= before[measure] for measure in before)
+        assert all(after[measure] <= before[measure] for measure in predict.MEASURES)
 
 
 def test_a_step_in_a_graph_waits_for_memory_and_any_other_for_its_host() -> None:
@@ -211,7 +211,7 @@ def test_the_cards_that_we_measured_stand_beside_their_predictions() -> None:
     found = predict.against_records()
     assert {"H100", "H200"} <= set(found["card"])
     there = found[found["low"].notna()]
-    assert len(there) >= 48
+    assert len(there) >= 96
     right = [predict.verdict(*row) for row in there[["measured", "low", "high"]].itertuples(index=False)]
     assert list(there["verdict"]) == right
     assert f"{right.count('inside')} of {len(there)} inside" in predict.inside(found)
