@@ -261,8 +261,8 @@ def test_a_model_that_cannot_be_loaded_leaves_the_old_one(lab_explorer: Explorer
 def test_a_model_is_loaded_where_it_is_first_used(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     loaded: list[Any] = []
 
-    def load(name: str, device: str) -> Any:
-        loaded.append((name, device, threading.current_thread().name))
+    def load(name: str, variant: str, device: str) -> Any:
+        loaded.append((name, variant, device, threading.current_thread().name))
         return tts
 
     monkeypatch.setattr(explorer, "load", load)
@@ -270,7 +270,7 @@ def test_a_model_is_loaded_where_it_is_first_used(tts: Any, monkeypatch: pytest.
     assert loaded == []
     for _ in range(2):
         finished(made)
-    assert loaded == [("tiny", "cpu", "chatterbox-player")]
+    assert loaded == [("tiny", "english", "cpu", "chatterbox-player")]
     enter(made, text="")  # with a model the text can be looked at
     assert list(beside(made)) == ["text"]
 
