@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Iterator
 from io import BytesIO
 from pathlib import Path
 from typing import Any
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 import soundfile
 import torch
-from diagnosis import little, measured, tiny
+from diagnosis import measured, tiny
 from matplotlib import pyplot as plt
 from PIL import Image
 
@@ -20,7 +21,7 @@ from chatterbox_lab.__main__ import main
 from chatterbox_lab.show import report as reports
 from chatterbox_lab.show import report_figures
 from chatterbox_lab.show.report import MOST_BYTES, Report, flac
-from chatterbox_lab.study import diagnose, findings
+from chatterbox_lab.study import diagnose, findings, machine
 from chatterbox_lab.study.findings import HERE
 from chatterbox_lab.study.records import load_results
 from chatterbox_lab.study.subject import EXACT, FASTEST, UPSTREAM
@@ -183,11 +184,17 @@ def test_advice_can_be_run_as_it_stands(report: Report) -> None:
 
 @pytest.fixture
 def quickly(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
-    """Diagnoses take seconds, and are of what is there at once."""
-    little(monkeypatch)
+    """Diagnoses are of what is there at once, with streams that were measured before."""
+
+    def streams(subject: Any) -> Iterator[dict[str, Any]]:
+        for name, sound in measured(CALLS).audio.items():
+            subject.keep(name, sound)
+        yield from (row for row in measured(CALLS).rows if row["part"] == "streams")
+
+    monkeypatch.setattr(machine, "commit", lambda: "abc")  # one that others do not move meanwhile
     monkeypatch.setattr(reports, "load", lambda *_, **__: tiny())
-    wanted = ("machine", "found", "attention", "streams")
-    monkeypatch.setattr(diagnose, "PARTS", {name: diagnose.PARTS[name] for name in wanted})
+    parts = {name: diagnose.PARTS[name] for name in ("machine", "found", "attention")}
+    monkeypatch.setattr(diagnose, "PARTS", parts | {"streams": streams})
     return monkeypatch
 
 
@@ -238,10 +245,10 @@ def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(
 
 
 def test_an_application_gets_the_page_as_an_object(quickly: pytest.MonkeyPatch) -> None:
-    quickly.setattr(diagnose, "PARTS", {"machine": diagnose.machine, "found": diagnose.found})
     found = lab.diagnose(tiny(), quick=True)
     assert isinstance(found, Report)
-    assert headings(found._repr_html_())
+    assert headings(found._repr_html_()) == headings(found.html())
+    assert set(found.audio) == {UPSTREAM, EXACT, FASTEST}
     assert len(found.table) == len(found.rows)
     assert found.title.startswith("Chatterbox (given) on ")
     assert [one.cause for one in found.findings]

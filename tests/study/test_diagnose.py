@@ -11,7 +11,7 @@ from diagnosis import little, measured, state, tiny
 
 from chatterbox_lab.engine.settings import FAST
 from chatterbox_lab.engine.variants import ENGLISH
-from chatterbox_lab.study import diagnose, diagnose_t3, subject
+from chatterbox_lab.study import diagnose, diagnose_t3, machine, subject
 from chatterbox_lab.study.records import Record
 from chatterbox_lab.study.subject import EXACT, FASTEST, FULL, LARGE, QUICK, UPSTREAM, Subject, as_found
 
@@ -177,6 +177,7 @@ def test_an_interrupt_keeps_what_is_there_and_resuming_goes_on(
     tts: Any, patch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     called: list[str] = []
+    patch.setattr(machine, "commit", lambda: "abc")  # one that others do not move meanwhile
 
     def part(name: str, stops: bool = False) -> Any:
         def measured(given: Subject) -> Any:
