@@ -1,8 +1,7 @@
 """What upstream's calls do to their own process: the same call after 1, 5, 20 and 50 others, and the very first.
 
-Every call of ``generate()`` leaves one more spy on layer 9: a wrapped forward that asks for the attention map, and a
-hook that copies it to the CPU. None is ever removed, so that each later call, whether it streams or not, runs through
-all of them. ``chatterbox-lab calls`` measures each call twice in turn: as an application's process would run it, and
+Every call, streaming or not, leaves one more spy on layer 9: a wrapped forward that asks for the attention map, and a
+hook that copies it to the CPU. None is ever removed, so that each later call runs through all of them. ``chatterbox-lab calls`` measures each call twice in turn: as an application's process would run it, and
 with the spies out of the way.
 """
 
