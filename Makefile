@@ -8,7 +8,7 @@ export PYTHONDONTWRITEBYTECODE ?= 1
 export TOKENIZERS_PARALLELISM := false
 export JUPYTER_PLATFORM_DIRS := 1
 
-.PHONY: help .venv hear run test unit notebooks lab lint readme screenshot record lock clean
+.PHONY: help .venv hear run test unit notebooks lab lint readme screenshot measure record lock clean
 
 help: ## this list
 	@grep -E '^[a-z.]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 12
@@ -57,6 +57,11 @@ readme: $(READY) ## fills the tables of README.md from data/
 
 screenshot: $(READY) ## draws the README's picture of the explorer (Chromium needed)
 	CHATTERBOX_LAB_SCREENSHOT=$(CURDIR)/figures/03_explorer.png $(BIN)/python -m pytest tests/show/test_browser.py
+
+DEVICE ?= auto
+MODEL ?= random
+measure: $(READY) ## measures this machine, DEVICE=cuda or cpu, part by part, into build/data/; again goes on
+	$(BIN)/python -m chatterbox_lab measure --device $(DEVICE) --model $(MODEL)
 
 record: $(READY) ## records again what other transformers versions do (downloads them)
 	$(BIN)/python -m chatterbox_lab releases

@@ -25,6 +25,10 @@ class Command(NamedTuple):
 COMMANDS = {
     "speak": Command("show.speak", "say a text: the first sound, its RTF and its first chunk", '"Hello there." --play'),
     "diagnose": Command("show.report", "a page about what makes a model slow on this machine", "--model lab --quick"),
+    "measure": Command(
+        "study.campaign", "the whole campaign for a machine, most valuable first", "--model tiny --minutes 1"
+    ),
+    "selftest": Command("study.selftest", "whether every backend is right on this device", "--model tiny --tokens 60"),
     "streams": Command(
         "study.benchmark", "upstream's generator and ours side by side", "--model random --chunk-size 25 50 --check"
     ),
@@ -39,24 +43,20 @@ COMMANDS = {
         "a grid of stream settings, chunk by chunk",
         "--model lab --chunk-size 10 25 50 --backend hf static",
     ),
+    "calls": Command(
+        "study.calls", "what upstream's calls do to those after them in one process", "--model lab --after 0 5 20"
+    ),
     "trials": Command("study.trials", "what recogniser and listeners say of every way to render", "--sentences 10"),
+    "words": Command("training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"),
     "releases": Command(
         "study.releases", "what other releases of transformers do (downloads them)", "--cache build/releases"
     ),
     "living": Command(
         "study.living", "today's releases of Chatterbox, stock against ours (downloads them)", "--model tiny"
     ),
-    "calls": Command(
-        "study.calls", "what upstream's calls do to those after them in one process", "--model lab --after 0 5 20"
-    ),
     "predict": Command(
         "study.predict", "what a GPU would do, predicted, and beside it what was measured", "--card H100 --tokens 50"
     ),
-    "selftest": Command("study.selftest", "whether every backend is right on this device", "--model tiny --tokens 60"),
-    "measure": Command(
-        "study.campaign", "the whole campaign for a machine, most valuable first", "--model tiny --minutes 1"
-    ),
-    "words": Command("training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"),
     "train": Command("training.__main__", "the recipe of the lab voice, a stage a call", "text --smoke"),
 }
 

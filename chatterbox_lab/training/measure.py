@@ -14,7 +14,7 @@ from . import evaluate
 
 
 def add_options(parser: argparse.ArgumentParser) -> None:
-    """The options of ``chatterbox-lab measure``."""
+    """The options of ``chatterbox-lab words``."""
     command.add_model(parser, "lab", "lab")
     command.add_device(parser)
     parser.add_argument("--sentences", type=int, metavar="X", default=100, help="of data/heldout.txt (default: 100)")

@@ -21,16 +21,21 @@ from chatterbox_lab.study import command
 
 NAMES = [
     "speak",
+    "diagnose",
+    "measure",
+    "selftest",
     "streams",
     "layers",
     "t3",
     "s3gen",
     "parts",
     "sweep",
+    "calls",
     "trials",
+    "words",
     "releases",
     "living",
-    "measure",
+    "predict",
     "train",
 ]
 MODELS = ("lab", "tiny", "random", "pretrained")
@@ -71,11 +76,12 @@ def test_every_command_explains_itself_and_its_example_is_one(name: str, capsys:
     parser.parse_args(re.findall(r'"[^"]*"|\S+', COMMANDS[name].example))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("releases", "living", "train")])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("releases", "living", "predict", "train")])
 def test_the_model_and_the_device_are_told_alike(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = help_of(capsys, name)
-    known = {"trials": ("lab", "pretrained"), "measure": ("lab",)}.get(name, MODELS)
-    default = "lab" if name in ("speak", "trials", "measure") else "tiny"
+    known = {"trials": ("lab", "pretrained"), "words": ("lab",)}.get(name, MODELS)
+    default = {"measure": "random"} | dict.fromkeys(("speak", "trials", "words", "diagnose"), "lab")
+    default = default.get(name, "tiny")
     assert f"{', '.join(known)} or a model's folder (default: {default})" in said
     assert "auto, cuda, mps" in said
 

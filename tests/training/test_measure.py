@@ -31,7 +31,7 @@ def asked(tts: build.LabTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_a_voice_is_measured_and_its_folder_left_alone(
     asked: list[Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["measure", "--sentences", "2", "--scored", "0", "--device", "cpu"]) == 0
+    assert main(["words", "--sentences", "2", "--scored", "0", "--device", "cpu"]) == 0
     assert asked == [("lab", {"device": "cpu", "watermark": False})]
     found = pd.read_csv(tmp_path / "data" / "quality_lab.csv")
     assert found["path"].tolist() == ["teacher", "stream", "teacher", "stream", "paragraph"]
@@ -40,7 +40,7 @@ def test_a_voice_is_measured_and_its_folder_left_alone(
     assert "5 rows are in quality_lab.csv." in printed
     assert "| stream" in printed
     elsewhere = tmp_path / "new" / "mine.csv"
-    assert main(["measure", "--sentences", "1", "--scored", "0", "--output", str(elsewhere)]) == 0
+    assert main(["words", "--sentences", "1", "--scored", "0", "--output", str(elsewhere)]) == 0
     assert len(pd.read_csv(elsewhere)) == 3
 
 
@@ -56,7 +56,7 @@ def test_what_is_wrong_is_named_before_a_voice_is_loaded(
     wrong: list[str], message: str, asked: list[Any], capsys: pytest.CaptureFixture[str]
 ) -> None:
     with pytest.raises(SystemExit) as exit_:
-        main(["measure", *wrong])
+        main(["words", *wrong])
     assert exit_.value.code == 2
     assert message in capsys.readouterr().err
     assert asked == []
