@@ -1,8 +1,9 @@
 """What upstream's calls do to their own process: the same call after 1, 5, 20 and 50 others, and the very first.
 
 Every call, streaming or not, leaves one more spy on layer 9: a wrapped forward that asks for the attention map, and a
-hook that copies it to the CPU. None is ever removed, so that each later call runs through all of them. ``chatterbox-lab calls`` measures each call twice in turn: as an application's process would run it, and
-with the spies out of the way.
+hook that copies it to the CPU. None is ever removed, so that each later call runs through all of them.
+``chatterbox-lab calls`` measures each call twice in turn: as an application's process would run it, and with the spies
+out of the way.
 """
 
 from __future__ import annotations
@@ -90,6 +91,28 @@ def factors(table: pd.DataFrame) -> pd.DataFrame:
     pairs["factor"] = pairs["RTF"] / pairs["lifted RTF"]
     grouped = pairs.groupby(["after", "way"], sort=False)
     return grouped.median().assign(least=grouped["factor"].min(), most=grouped["factor"].max())
+
+
+def verdict(table: pd.DataFrame, way: str) -> tuple[bool | str, str]:
+    """Do earlier calls slow later ones? The factor after most calls, against that where none came before.
+
+    Where no call came before, there is nothing to lift, and what the factor is beside 1 is chance, whichever the way: a
+    factor after many calls counts where it lies above all of that.
+
+    Returns:
+        Whether it holds (in words where the record cannot say), and the evidence.
+    """
+    found = factors(table)
+    after = max(found.index.unique("after"))
+    if 0 not in found.index.unique("after") or after == 0:
+        return "not measured", ""
+    late, chance = found.loc[after, way], found.loc[0]
+    least, most = chance["least"].min(), chance["most"].max()
+    told = f"{late['factor']:.2f}x after {after:.0f} calls ({late['least']:.2f} to {late['most']:.2f})"
+    told += f"; {least:.2f} to {most:.2f} by chance alone"
+    if late["factor"] > most:
+        return True, told
+    return "undecided: within chance" if late["factor"] > 1.05 else False, told
 
 
 def first_call(table: pd.DataFrame) -> float:

@@ -78,6 +78,28 @@ def test_factors_are_of_pairs_within_a_round() -> None:
 
 
 @pytest.mark.parametrize(
+    ("late", "chance", "holds"),
+    [
+        ((1.5, 1.6), (0.9, 1.1), True),
+        ((1.2, 1.3), (0.9, 1.4), "undecided: within chance"),
+        ((1.0, 1.02), (0.9, 1.1), False),
+    ],
+)
+def test_a_factor_counts_where_it_is_above_chance(late: Any, chance: Any, holds: Any) -> None:
+    rows = [
+        {"after": after, "way": "stream", "round": number, "left": left, "rtf": rtf if left else 1.0}
+        for after, ratios in ((0, chance), (50, late))
+        for number, rtf in enumerate(ratios)
+        for left in (True, False)
+    ]
+    table = pd.DataFrame(rows).assign(t3_seconds=1.0, tokens=50)
+    found, told = calls.verdict(table, "stream")
+    assert found == holds
+    assert told.startswith(f"{sum(late) / 2:.2f}x after 50 calls")
+    assert calls.verdict(table[table["after"] == 50], "stream") == ("not measured", "")
+
+
+@pytest.mark.parametrize(
     ("wrong", "message"),
     [(["--after", "-1"], "after=-1"), (["--tokens", "0"], "tokens=0"), (["--rounds", "0"], "rounds=0")],
 )

@@ -1,4 +1,4 @@
-"""The campaign of a machine: its parts are commands that exist, it goes on where it stopped, and it says what to renew."""
+"""The campaign of a machine: its parts are commands that exist, it goes on where it stopped, and says what to renew."""
 
 from __future__ import annotations
 
