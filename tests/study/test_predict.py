@@ -14,11 +14,14 @@ import torch
 
 from chatterbox_lab.__main__ import main
 from chatterbox_lab.engine.s3gen.vocoder import folded
+from chatterbox_lab.engine.settings import BALANCED
+from chatterbox_lab.engine.stream import renderer_of
 from chatterbox_lab.show import figures
 from chatterbox_lab.study import cards, predict, records
 from chatterbox_lab.study.cards import RELEASED, Counts, Launches, Work
-from chatterbox_lab.study.machine import machine_facts
+from chatterbox_lab.study.machine import machine_facts, step_bytes
 from chatterbox_lab.study.predict import Setting
+from chatterbox_lab.study.s3gen_ladder import SOUNDS
 from chatterbox_lab.voices.build import LabTTS
 from chatterbox_lab.voices.config import TINY
 
@@ -83,6 +86,56 @@ def test_parts_of_a_small_s3gen_add_up_at_a_length_that_was_not_counted(tts: Lab
     work = counts.chunk(RELEASED, 10, 4, 9)
     for kind in ("products", "convolutions"):
         assert getattr(work, kind) == pytest.approx(whole[kind] + wave[kind], rel=0.01), kind
+
+
+@pytest.mark.parametrize("sound", ["exact", "once"])
+def test_a_chunk_of_ours_has_the_flop_that_its_renderer_has(sound: str) -> None:
+    model, parts = cards.narrow_model(), pd.DataFrame(cards.chunk_flop(cards._NARROW))
+    known = records.load_results("counts_random_cpu")
+    counts = Counts(pd.concat([known[~known["part"].isin(parts["part"])], parts]))
+    with cards.on_a_gpu():
+        renderer = renderer_of(model, BALANCED.replace(chunk_size=9, context_window=20, **SOUNDS[sound]), seed=0)
+        renderer.vocoder.decode = renderer.vocoder.hift.decode
+        codes = torch.zeros(9, dtype=torch.long)
+        for _ in range(3):
+            renderer.push(codes)
+        found = cards.flop(lambda: renderer.push(codes))
+    work = counts.chunk(sound, 10, 20, 9)  # of the release, which has convolutions one wide where ours has products
+    assert work.products + work.convolutions == pytest.approx(sum(found.values()), rel=0.03)
+
+
+def test_a_step_of_t3_multiplies_each_weight_with_both_rows(tts: LabTTS) -> None:
+    t3, counts = tts.t3, Counts()
+    embeds = torch.zeros(2, 3, t3.dim)
+    counts.weights = step_bytes(t3)
+    found = cards.flop(lambda: t3.speech_head(t3.tfmr(inputs_embeds=embeds).last_hidden_state))
+    assert counts.prefill("hf", 3).products == pytest.approx(found["products"], rel=0.01)
+    assert counts.step("off", 0).products == pytest.approx(found["products"] / 3, rel=0.01)
+    assert counts.step("off", 0).bytes == 2 * counts.step("off", 0, "bfloat16").bytes == step_bytes(t3)
+
+
+def test_the_fast_end_of_a_card_has_the_better_end_of_every_constant() -> None:
+    for name in cards.known():
+        fast, slow = cards.card(name)
+        for field in fields(fast)[1:]:
+            ends = getattr(fast, field.name), getattr(slow, field.name)
+            less = field.name in ("launch", "node", "watermark")
+            assert ends == tuple(sorted(ends, reverse=not less)), field.name
+
+
+@pytest.mark.parametrize(
+    ("setting", "asked"),
+    [
+        ("streaming; chunk size not known", (25, predict.LENGTHS, "float32")),
+        ("not streaming, bfloat16; 3.154 s for 6.4 s of audio", (0, (160,), "bfloat16")),
+        ("streaming, attention maps on, 8 chunks of about 25", (25, (176, 200), "float32")),
+        ("streaming, chunks of 100, attention maps off", (100, predict.LENGTHS, "float32")),
+        ("streaming, chunks of 25; 5.84 s of audio in 6 chunks", (25, (146,), "float32")),
+        ("not streaming, as released; a clip of 6.5 s", (0, (162,), "float32")),
+    ],
+)
+def test_a_published_setting_is_read(setting: str, asked: tuple[Any, ...]) -> None:
+    assert predict._asked(setting) == asked
 
 
 def test_every_constant_has_a_range_a_source_and_a_unit() -> None:
