@@ -160,7 +160,7 @@ def table(cards: Sequence[str] = CARDS, ways: Sequence[str] = WAYS, setting: Set
         for one in ways:
             found = ranges(name, one, setting, counts)
             rows[name, one] = {
-                (measure, end): pair[at] for measure, pair in found.items() for at, end in enumerate(ENDS)
+                (measure, end): found[measure][at] for measure in MEASURES for at, end in enumerate(ENDS)
             }
     return pd.DataFrame.from_dict(rows, orient="index").rename_axis(["card", "way"])
 
@@ -340,9 +340,10 @@ def inside(compared: pd.DataFrame) -> str:
     if there.empty:
         return f"no predictions; {len(compared)} figures without"
     width, off = (there["high"] / there["low"]).median(), there["measured"] / (there["low"] * there["high"]) ** 0.5
+    slower = off.where(there["measure"] != "tokens a second", 1 / off).median()
     return (
         f"{(there['verdict'] == 'inside').sum()} of {len(there)} inside the predicted range, which is a factor of "
-        f"{width:.1f} wide (median); a figure is {off.median():.2f} times the range's middle (median, geometric); "
+        f"{width:.1f} wide (median); measured is {slower:.2f} times as slow as the range's middle (median, geometric); "
         f"{len(compared) - len(there)} figures have no prediction"
     )
 
@@ -350,7 +351,7 @@ def inside(compared: pd.DataFrame) -> str:
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``chatterbox-lab predict``."""
     add = parser.add_argument
-    add("--card", metavar="X", nargs="+", default=CARDS, help=f"of {', '.join(known())} (default: {', '.join(CARDS)})")
+    add("--card", metavar="X", nargs="+", default=CARDS, help=f"of data/cards.csv (default: {', '.join(CARDS)})")
     add("--way", metavar="X", nargs="+", default=WAYS, help=f"names as in records (default: {'; '.join(WAYS)})")
     add("--chunk-size", metavar="X", type=int, default=25, help="new tokens a chunk, 0 is not streaming (default: 25)")
     add("--context-window", metavar="X", type=int, help="tokens rendered again (default: twice the chunk size)")
@@ -372,6 +373,10 @@ def run(options: argparse.Namespace) -> int:
     print(
         "Predictions, none of them measured:", table(options.card, options.way, setting).round(3).to_string(), sep="\n"
     )
-    for name, compared in (("Published figures", against_published()), ("Records", against_records())):
-        print(f"\n{name} beside their predictions: {inside(compared)}", compared.to_string(index=False), sep="\n")
+    for name, place, compared in (
+        ("Published figures", ["source", "document", "machine"], against_published()),
+        ("Records", ["file", "machine"], against_records()),
+    ):
+        shown = compared[[*place, "label", "measure", "measured", "upper", "low", "high", "verdict"]].round(3)
+        print(f"\n{name} beside their predictions: {inside(compared)}", shown.to_string(index=False), sep="\n")
     return 0

@@ -298,6 +298,12 @@ def test_the_figure_says_that_ranges_are_predictions_and_marks_what_was_measured
     plt.close(drawn)
 
 
+def test_help_needs_no_data(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(records, "REPOSITORY", tmp_path)
+    with pytest.raises(SystemExit, match="0"):
+        main(["predict", "--help"])
+
+
 def test_the_command_prints_predictions_and_what_stands_beside_them(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["predict", "--card", "RTX 4090", "--way", "upstream", "--chunk-size", "50"]) == 0
     said = capsys.readouterr().out
