@@ -105,7 +105,8 @@ def way(name: str) -> Way:
     if whose == "ours" and parts and parts[0] in ANALYZERS and len(parts) <= 2:
         backend = parts[1] if len(parts) == 2 else "hf"
         if backend in ("hf", AUTO, "static", "graph"):
-            step = {"hf": parts[0], AUTO: "static"}.get(backend, backend)
+            backend = "graph" if backend == AUTO else backend  # what it takes on CUDA
+            step = parts[0] if backend == "hf" else backend
             return Way(step, sound, graph=backend == "graph")
     known_ways = "upstream[, off|graph] or ours, ANALYZER[, static|graph][, exact|once|fast]"
     raise ValueError(f"way={name!r}: must be {known_ways}; what a compiler fuses cannot be counted")
