@@ -7,7 +7,8 @@ from dataclasses import dataclass
 
 import pandas as pd
 
-from ..study.diagnosed import NAMES, Numbers, before_after, chunk_sizes, gap, reported
+from ..study.claims import reported
+from ..study.diagnosed import NAMES, Numbers, before_after, chunk_sizes, gap
 from ..study.findings import Finding, clean, summary
 from ..study.subject import CLEAR, EXACT, FASTEST, UPSTREAM
 
@@ -156,21 +157,9 @@ def _reported(n: Numbers) -> list[Block]:
     rows = reported(n)
     if rows.empty:
         return ["The report's numbers come with a checkout of the repository."]
-    unit = rows["unit"].fillna("").astype(str)
-    told = pd.DataFrame(
-        {
-            "the report's claim": rows["measure"],
-            "reported": [f"{value:g} {of}".strip() for value, of in zip(rows["reported"], unit, strict=True)],
-            "here": [
-                f"{_number(value)} {of * (value == value)}".strip()
-                for value, of in zip(rows["here"], unit, strict=True)
-            ],
-        }
-    )
-    return [
-        Table(told),
-        "The report measured released weights on an RTX 4090; after is its fix, here our exact stream.",
-    ]
+    names = {"heading": "heading in the report", "measure": "claim"}
+    said = "The report measured released weights on an RTX 4090; after is its fix, here our exact stream."
+    return [said, Table(rows.rename(columns=names), words=True)]
 
 
 def _machine(n: Numbers) -> list[Block]:
@@ -209,5 +198,5 @@ def sections(n: Numbers, found: Sequence[Finding]) -> Iterator[tuple[str, list[B
     yield "Recommended settings", _advice(n)
     if not short:
         yield "The gap that remains", _gap(n)
-    yield "The report's numbers, and yours", _reported(n)
+        yield "The report's numbers, and yours", _reported(n)
     yield "This machine", _machine(n)

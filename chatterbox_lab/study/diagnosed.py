@@ -11,7 +11,6 @@ import pandas as pd
 
 from ..engine.clock import StreamMetrics
 from ..engine.schedule import TOKEN_SECONDS
-from .records import load_results
 from .subject import EXACT, FASTEST, SHAPE, UPSTREAM
 
 WHOLE = "upstream, whole"
@@ -22,8 +21,6 @@ NAMES = {
     FASTEST: "ours, fastest",
 }
 """The streams in words, in the order in which they are shown."""
-_REPORTED = {"upstream": UPSTREAM, "ours, off": EXACT}  # the report's streams, as data/report.csv calls them
-_GIGABYTE = 1e9
 
 
 _COLUMNS = ("part", "name", "variant", "round", "value", "text", "seconds", "layer", "at", "chunk_size", "error")
@@ -116,7 +113,7 @@ def duration(seconds: float) -> str | None:
     return f"{1e6 * seconds:.3g} \N{MICRO SIGN}s"
 
 
-def _medians(rows: pd.DataFrame) -> dict[str, float]:
+def medians(rows: pd.DataFrame) -> dict[str, float]:
     """A stream's numbers over its rounds, by the names that data/report.csv uses."""
     pieces = {
         "T3 (ms/token)": 1e3 * rows["t3_seconds"] / rows["tokens"],
@@ -132,7 +129,7 @@ def before_after(n: Numbers) -> pd.DataFrame:
     """The streams side by side, indexed as `NAMES`.
 
     ``faster`` is upstream's RTF over this one within rounds, from ``least`` to ``most`` (see `Spread`); else as
-    `_medians`.
+    `medians`.
     """
     rows = n.rows("streams", "stream")
     rows = rows[rows["rtf"].notna()]
@@ -143,12 +140,12 @@ def before_after(n: Numbers) -> pd.DataFrame:
         if len(mine):
             faster = Spread.of((stock / mine["rtf"]).dropna())
             spread = {"faster": faster.median, "least": faster.low, "most": faster.high}
-            found[name] = _medians(mine) | spread
+            found[name] = medians(mine) | spread
     return pd.DataFrame(list(found.values()), index=list(found), columns=None if found else ["RTF"])
 
 
 def chunk_sizes(n: Numbers) -> pd.DataFrame:
-    """Medians by stream and chunk size: as `_medians`, ``chunks``, ``underruns`` and ``silence (s)``."""
+    """Medians by stream and chunk size: as `medians`, ``chunks``, ``underruns`` and ``silence (s)``."""
     table = pd.concat([n.rows("sizes", "stream"), n.rows("streams", "stream")])
     index = ["stream", "chunk size"]
     table = table[table["rtf"].notna() & (table["chunk_size"] > 0)]
@@ -162,7 +159,7 @@ def chunk_sizes(n: Numbers) -> pd.DataFrame:
             continue
         rows = rows[rows["part"] == rows["part"].iloc[0]]  # those that took turns with the other sizes
         more = {"chunks": "chunk_count", "underruns": "underruns", "silence (s)": "silence_seconds"}
-        found[name, int(size)] = _medians(rows) | {key: float(rows[column].median()) for key, column in more.items()}
+        found[name, int(size)] = medians(rows) | {key: float(rows[column].median()) for key, column in more.items()}
     return pd.DataFrame(found.values(), pd.MultiIndex.from_tuples(found, names=index))
 
 
@@ -191,39 +188,3 @@ def gap(n: Numbers) -> pd.DataFrame:
 
 
 _STAGES = ("t3_seconds", "s3gen_seconds", "watermark_seconds")
-
-
-def reported(n: Numbers) -> pd.DataFrame:
-    """Every number of the report that started this, in ``data/report.csv``, beside this machine's.
-
-    Returns:
-        One row a ``measure``: ``reported`` and ``here`` (nan where it was not measured), with the ``unit``.
-    """
-    try:
-        claims = load_results("report")
-    except FileNotFoundError:  # an installed package has none of data/'s records
-        return pd.DataFrame(columns=["measure", "reported", "here", "unit"])
-    rows = []
-    for claim in claims.to_dict("records"):
-        value = _here(n, claim.get("column"), _REPORTED.get(claim.get("variant")), claim.get("chunk_size"))
-        if claim.get("unit") == "GB":
-            value *= 2**30 / _GIGABYTE
-        rows.append({"measure": claim["measure"], "reported": claim["reported"], "here": value, "unit": claim["unit"]})
-    return pd.DataFrame(rows)
-
-
-def _here(n: Numbers, column: Any, stream: str | None, size: Any) -> float:
-    """One number of this machine; a chunk size of 0 is all of the speech as one piece."""
-    board = before_after(n)
-    if "memory" in str(column) and n.device != "cuda":
-        return math.nan  # a process is not a GPU
-    if size == 0 and stream == UPSTREAM:
-        return float(board[column].get(WHOLE, math.nan)) if column in board else math.nan
-    by_size = chunk_sizes(n)
-    if column not in by_size or stream not in by_size.index.unique("stream"):
-        return math.nan
-    mine = by_size.xs(stream, level="stream")
-    if size == 0:
-        whole, single = n.rows("sizes", "stream", variant=stream, chunk_size=0), mine[mine["chunks"] == 1]
-        return _medians(whole)[column] if len(whole) else float(single[column].iloc[-1]) if len(single) else math.nan
-    return float(mine[column].get(size, math.nan))

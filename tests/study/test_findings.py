@@ -9,7 +9,7 @@ import pandas as pd
 import pytest
 from diagnosis import measured
 
-from chatterbox_lab.study import diagnosed, findings
+from chatterbox_lab.study import claims, diagnosed, findings
 from chatterbox_lab.study.diagnose import PARTS
 from chatterbox_lab.study.diagnosed import NAMES, WHOLE, Numbers, Spread, duration, percent
 from chatterbox_lab.study.findings import HERE, LEAST, NOT_HERE, NOT_MEASURED, Finding
@@ -186,7 +186,9 @@ def test_flags_are_judged_on_a_gpu_alone(rows: Rows) -> None:
     assert "allow_tf32 False" in one.evidence[0]
     rows.append({**rows[0], "part": "step", "name": "busy_share", "variant": "stock", "value": 0.25})
     rows.append({**rows[0], "part": "step", "name": "kernels", "variant": "stock", "value": 900})
-    assert "launches 900 kernels; the GPU works for 25% of it" in about(rows, "launches").evidence[0]
+    launches = about(rows, "launches")
+    assert "launches 900 kernels; the GPU works for 25% of it" in launches.evidence[0]
+    assert launches.share == pytest.approx(0.75 * Numbers(rows).share("t3_seconds"))
 
 
 def test_more_threads_than_cores_are_oversubscribed(rows: Rows) -> None:
@@ -211,7 +213,7 @@ def test_no_sentence_stands_without_its_numbers(rows: Rows, part: str) -> None:
     assert "None" not in said
     assert not said.count("not measured")
     n = Numbers(fewer)
-    for table in (diagnosed.before_after, diagnosed.chunk_sizes, diagnosed.gap, diagnosed.reported):
+    for table in (diagnosed.before_after, diagnosed.chunk_sizes, diagnosed.gap):
         assert isinstance(table(n), pd.DataFrame)
 
 
@@ -235,6 +237,8 @@ def test_the_summary_has_the_streams_with_their_ratios(rows: Rows) -> None:
     said = findings.summary(Numbers(rows), findings.findings(Numbers(rows)))
     assert said[0] == "Upstream's stream has an RTF of 1.80, slower than real time, and a first chunk after 3.60 s."
     assert said[1] == "Our exact stream has 0.90 (2.0x faster, 2.0x to 2.0x), its first chunk after 1.80 s."
+    change(rows, "streams", "stream", {"variant": UPSTREAM, "chunk_size": 25}, rtf=0.5)
+    assert "an RTF of 0.50, faster than real time" in findings.summary(Numbers(rows), [])[0]
     assert said[2] == "Our fastest has 0.30 (6.0x faster, 6.0x to 6.0x), its first chunk after 0.60 s."
 
 
@@ -268,21 +272,49 @@ def test_the_gap_is_against_what_the_hardware_allows(rows: Rows) -> None:
     assert math.isnan(board.loc[(FASTEST, "S3Gen"), "limit"])
 
 
-def test_every_number_of_the_report_has_its_place(rows: Rows) -> None:
-    claims = load_results("report")
+def test_every_claim_of_the_report_has_its_place(rows: Rows) -> None:
+    recorded = load_results("report")
     change(rows, "streams", "stream", {"variant": UPSTREAM, "chunk_size": 0}, rtf=1.25)
     change(rows, "sizes", "stream", {"variant": EXACT, "chunk_size": 0}, rtf=0.75)
-    board = diagnosed.reported(Numbers(rows))
-    assert board["measure"].tolist() == claims["measure"].tolist()
+    board = claims.reported(Numbers(rows))
+    assert board["measure"].tolist() == recorded["measure"].tolist()
+    assert board["heading"].tolist() == recorded["heading"].tolist()
+    assert (board != "").all(axis=None)
     here = board.set_index("measure")["here"]
-    assert here["RTF, not streaming, before"] == 1.25
-    assert here["RTF, not streaming, after"] == 0.75
-    assert here["RTF, streaming, before"] == diagnosed.before_after(Numbers(rows)).loc[UPSTREAM, "RTF"]
-    assert math.isnan(here["GPU memory, peak"])  # a process is not a GPU
+    assert here["RTF, not streaming, before"] == "1.25"
+    assert here["RTF, not streaming, after"] == "0.75"
+    before = diagnosed.before_after(Numbers(rows))["RTF"]
+    assert here["RTF, streaming, before"] == here["RTF, as first noticed"] == f"{before[UPSTREAM]:.2f}"
+    assert here["RTF, target"].startswith(f"{before.min():.2f}, ")
+    assert here["GPU memory, peak"] == NOT_MEASURED  # a process is not a GPU
     for row in rows:
         row["device"] = "cuda"
     change(rows, "streams", "stream", {"variant": UPSTREAM, "chunk_size": 25}, peak_memory_bytes=3e9)
-    assert diagnosed.reported(Numbers(rows)).set_index("measure")["here"]["GPU memory, peak"] == pytest.approx(3.0)
+    assert claims.reported(Numbers(rows)).set_index("measure")["here"]["GPU memory, peak"] == "3.00 GB"
+
+
+def test_claims_are_answered_from_the_rows(rows: Rows) -> None:
+    steps(rows, stock=0.03, off=0.01, released=0.02)
+    change(rows, "step", "cache_copy", {}, seconds=0.01)
+    for variant, seconds in ((UPSTREAM, 0.04), (EXACT, 0.02)):
+        change(rows, "t3", "token", {"variant": variant}, seconds=seconds)
+    board = claims.reported(Numbers(rows)).set_index("measure")
+    here = board["here"]
+    assert board["reported"]["factor, attention maps on over off"] == "3x"
+    assert board["reported"]["chunk size, after"] == "50 to 100 tokens"
+    assert here["factor, attention maps on over off"] == "3.00x (3.00x to 3.00x)"
+    assert here["manual attention in place of SDPA"] == "14 of 14 layers"
+    assert here["factor, KV cache before over after"] == "2.00x, without the copy"
+    assert here["factor, before over after compilation"] == "2.00x (2.00x to 2.00x), backend 'static'"
+    assert here["TF32 and cuDNN's benchmark mode help"] == NOT_HERE
+    assert here["temperature, best RTF"] == claims.NO_MEASUREMENT
+    assert set(claims._ANSWERS) <= set(here.index)  # no answer without its claim
+
+
+@pytest.mark.parametrize("part", PARTS)
+def test_a_claim_is_not_measured_without_its_rows(rows: Rows, part: str) -> None:
+    board = claims.reported(Numbers([row for row in rows if row["part"] != part]))
+    assert not board["here"].str.contains("nan").any()
 
 
 @pytest.mark.parametrize(
