@@ -54,7 +54,7 @@ def predictions(predicted: pd.DataFrame, published: pd.DataFrame, records: pd.Da
         pair[1].set_yticklabels([])
     for ax, text in zip(grid[-1], _AXES.values(), strict=True):
         log_scale(ax.xaxis)
-        ax.set_xlabel(f"{text}; less is better")
+        ax.set_xlabel(f"{text}\nless is better")
     handles: list[Artist] = [Patch(**_RANGE, label="prediction: range from counts and constants, not measured")]
     handles += [Line2D([], [], linestyle="", label=f"measured: {kind}", **style) for kind, style in _MARKS.items()]
     handles.append(Line2D([], [], **REAL_TIME, label="real time"))
