@@ -14,12 +14,14 @@ import soundfile
 import torch
 from diagnosis import measured, tiny
 from matplotlib import pyplot as plt
+from matplotlib.colors import to_rgba
 from PIL import Image
 
 import chatterbox_lab as lab
 from chatterbox_lab.__main__ import main
 from chatterbox_lab.show import report as reports
 from chatterbox_lab.show import report_figures
+from chatterbox_lab.show.colors import PALE, RUST
 from chatterbox_lab.show.report import MOST_BYTES, Report, flac
 from chatterbox_lab.study import diagnose, findings, machine
 from chatterbox_lab.study.findings import HERE
@@ -147,12 +149,12 @@ def test_a_notebook_shows_the_page_by_itself(report: Report) -> None:
 
 
 def test_the_figures_leave_the_style_of_others_alone(report: Report) -> None:
-    before = dict(plt.rcParams)
-    open_before = plt.get_fignums()
-    found = report_figures.pictures(report.numbers, "tiny")
+    with plt.rc_context({"axes.spines.top": True, "savefig.dpi": 33}):
+        before, shown = dict(plt.rcParams), plt.get_fignums()
+        found = report_figures.pictures(report.numbers, "tiny")
+        assert dict(plt.rcParams) == before
+        assert plt.get_fignums() == shown
     assert list(found) == list(report_figures.DRAWN)
-    assert dict(plt.rcParams) == before
-    assert plt.get_fignums() == open_before
     assert Image.open(BytesIO(found["streams"])).text["Description"] == "tiny"
 
 
@@ -161,7 +163,7 @@ def test_layers_are_drawn_by_what_they_run_with_their_spies(report: Report) -> N
     assert len(ax.patches) == 2 * 14
     colors = [patch.get_facecolor() for patch in ax.patches]
     assert len(set(colors[:14])) == len(set(colors[14:])) == 1
-    assert colors[0] != colors[-1]
+    assert (colors[0], colors[-1]) == (to_rgba(RUST), to_rgba(PALE))  # manual above, SDPA below
     assert [(text.get_text(), text.get_position()[0]) for text in ax.texts] == [("5", 9.5)]
     plt.close("all")
 
