@@ -92,8 +92,9 @@ def streamed(tts: Any, way: str, chunk_size: int, tokens: int, language: dict[st
 def costs(tts: Any, kind: Kind, tokens: int, rounds: int, language: dict[str, str]) -> Iterator[Row]:
     """Rows of all ways in turns.
 
-    A short stream of the same way comes before each that is measured, so that what is made once is there: an
-    application has one way, whose voice stays read, where many in turns push one another out.
+    The same stream comes before each that is measured, so that what is made once a length is there: an application has
+    one way, whose voice stays read and whose shapes are known, where many in turns push one another out. The release's
+    own call, which keeps nothing, is begun with two tokens alone.
 
     Args:
         tts: a model of the release at hand, without a watermark.
@@ -119,7 +120,7 @@ def costs(tts: Any, kind: Kind, tokens: int, rounds: int, language: dict[str, st
     ways |= {(new, size): partial(of_a_stranger, size) for size in CHUNKS}
     for number in range(rounds):
         for way, size in to_and_fro(list(ways), number):
-            ways[way, size](tokens=2)
+            ways[way, size](tokens=2 if way == STOCK else tokens)
             yield {"way": way, "chunk_size": size, "round": number} | ways[way, size](tokens=tokens)
 
 
