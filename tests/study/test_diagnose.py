@@ -103,6 +103,11 @@ def test_a_thread_more_is_measured_beside_one_a_core(tts: Any) -> None:
         with as_found(tts):
             rows = list(diagnose_t3.step(Subject(tts, quick=True)))
         assert torch.get_num_threads() == 3
+            stopped = diagnose_t3.step(Subject(tts, quick=True))  # in the midst, with one a core
+            while cores != 3 and next(stopped)["name"] != "threads":
+                pass
+            stopped.close()
+        assert torch.get_num_threads() == 3
         taken = {row["at"] for row in rows if row["name"] == "threads"}
         assert taken == ({3, cores} if cores != 3 else set())
     finally:
