@@ -102,7 +102,6 @@ def test_a_thread_more_is_measured_beside_one_a_core(tts: Any) -> None:
         cores = diagnose.machine_facts("cpu")["cores"]
         with as_found(tts):
             rows = list(diagnose_t3.step(Subject(tts, quick=True)))
-        assert torch.get_num_threads() == 3
             stopped = diagnose_t3.step(Subject(tts, quick=True))  # in the midst, with one a core
             while cores != 3 and next(stopped)["name"] != "threads":
                 pass
