@@ -14,6 +14,8 @@ if TYPE_CHECKING:  # for editors; each is imported at its first use, because the
     from .engine.warm import warm_up
     from .kept import forget
     from .show.report import diagnose
+    from .speech.sentences import Pauses
+    from .speech.speak import speak
     from .study.costs import recommend
     from .study.machine import tune_torch
     from .study.upstream import upstream_stream, upstream_tokens
@@ -27,6 +29,7 @@ __all__ = [
     "BEST_RTF",
     "Costs",
     "FAST",
+    "Pauses",
     "StreamMetrics",
     "StreamSettings",
     "diagnose",
@@ -37,6 +40,7 @@ __all__ = [
     "patch",
     "pcm16",
     "recommend",
+    "speak",
     "speech_tokens",
     "tune_torch",
     "upstream_stream",
@@ -46,6 +50,7 @@ __all__ = [
 
 _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "StreamSettings"), "engine.settings") | {
     "Costs": "engine.schedule",
+    "Pauses": "speech.sentences",
     "StreamMetrics": "engine.clock",
     "diagnose": "show.report",
     "forget": "kept",
@@ -55,6 +60,7 @@ _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "
     "patch": "engine.patch",
     "pcm16": "engine.stream",
     "recommend": "study.costs",
+    "speak": "speech.speak",
     "speech_tokens": "engine.stream",
     "tune_torch": "study.machine",
     "upstream_stream": "study.upstream",

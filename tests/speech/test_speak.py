@@ -1,0 +1,270 @@
+from __future__ import annotations
+
+import gc
+import itertools
+import threading
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+import torch
+
+import chatterbox_lab as lab
+from chatterbox_lab.engine import stream
+from chatterbox_lab.engine.clock import StageClock
+from chatterbox_lab.engine.request import checked
+from chatterbox_lab.engine.s3gen.render import Renderer
+from chatterbox_lab.engine.t3.decode import token_chunks
+from chatterbox_lab.speech import speak as speaking
+from chatterbox_lab.speech.sentences import utterances
+
+TEXT = "Hello there, you. This is it now! Well? It is so."
+SENTENCES = ["Hello there, you.", "This is it now!", "Well? It is so."]
+FIXED = {"seed": 0, "ignore_eos": True, "flow_steps": 1, "chunk_size": 4, "max_new_tokens": 10}
+SILENT = lab.Pauses(0, 0, 0)
+
+
+def joined(chunks: Iterator[tuple[torch.Tensor, Any]]) -> torch.Tensor:
+    return torch.cat([audio for audio, _ in chunks], dim=1)
+
+
+@pytest.fixture
+def one_thread_each() -> Iterator[None]:
+    """With more, an overlapped stage has fewer of them, and rounds otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.fixture
+def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
+    """What T3 is asked to say, and with which seed: the tiny model says much the same whatever the text."""
+    found, inner = [], speaking._request
+
+    def noting(tts: Any, base: Any, words: str, number: int) -> Any:
+        request = inner(tts, base, words, number)
+        found.append((words, request.seed))
+        return request
+
+    monkeypatch.setattr(speaking, "_request", noting)
+    return found
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_the_same_audio_wherever_the_text_came_from(
+    tts: Any, asked: list[Any], overlap: bool, one_thread_each: None
+) -> None:
+    whole = joined(lab.speak(tts, TEXT, **FIXED))
+    expected = [(text, speaking.seed_of(0, number)) for number, text in enumerate(SENTENCES)]
+    assert asked == expected
+    for pieces in (iter(TEXT), TEXT.replace(" ", " |").split("|"), [TEXT[:20], "", TEXT[20:]]):
+        asked.clear()
+        assert torch.equal(joined(lab.speak(tts, pieces, **FIXED, overlap=overlap)), whole)
+        assert asked == expected
+    assert not torch.equal(joined(lab.speak(tts, TEXT, **FIXED | {"seed": 1})), whole)
+
+
+@pytest.mark.parametrize("fade_duration", [0.0, 0.02, 0.5])
+@pytest.mark.parametrize("pauses", [SILENT, lab.Pauses(sentence=0.2)])
+def test_every_token_becomes_960_samples_and_pauses_are_exact(tts: Any, fade_duration: float, pauses: Any) -> None:
+    chunks = list(lab.speak(tts, TEXT, **FIXED, fade_duration=fade_duration, pauses=pauses))
+    audio, metrics, spoken = joined(iter(chunks)), chunks[-1][1], 10 * 960
+    silence = round(pauses.sentence * tts.sr)
+    assert audio.shape == (1, 3 * spoken + 2 * silence)
+    assert (metrics.tokens, metrics.total_audio_duration) == (30, audio.shape[1] / tts.sr)
+    assert metrics.chunk_count == len(chunks)
+    for number in range(2):
+        start = spoken + number * (spoken + silence)
+        assert not audio[:, start : start + silence].any()
+        assert audio[:, start - 200 : start - 20].any()
+        assert audio[:, start + silence + 20 : start + silence + 200].any()
+
+
+def test_one_utterance_is_what_a_stream_says(tts: Any) -> None:
+    said = joined(lab.speak(tts, "Hello there.", **FIXED))
+    assert torch.equal(said, joined(lab.generate_stream(tts, "Hello there.", **FIXED)))
+
+
+def test_one_renderer_makes_all_utterances(tts: Any) -> None:
+    said = joined(lab.speak(tts, TEXT, **FIXED, pauses=SILENT))
+    parts, renderer = [], None
+    for number, text in enumerate(SENTENCES):
+        request = checked(tts, text, **FIXED | {"seed": speaking.seed_of(0, number)})
+        renderer = renderer or stream.renderer_of(tts, request.settings, 0, request.voice.gen)
+        for new, _ in token_chunks(tts, request, StageClock("cpu")):
+            parts.append(stream.watermark(tts, renderer.push(new)))
+    parts.append(stream.watermark(tts, renderer.push(torch.zeros(0, dtype=torch.long), last=True)))
+    whole = torch.cat(parts, dim=1)
+    assert said.shape == whole.shape
+    assert torch.equal(said[:, :-4000], whole[:, :-4000])  # the end is in one chunk, with a watermark of its own
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_what_is_complete_is_spoken_while_the_text_is_still_arriving(tts: Any, overlap: bool) -> None:
+    heard = threading.Event()
+
+    def arriving() -> Iterator[str]:
+        yield "Hello there, you. Th"
+        yield "is "
+        assert heard.wait(60), "the text's end was wanted before its beginning was spoken"
+        yield "is it!"
+
+    chunks = lab.speak(tts, arriving(), **FIXED, overlap=overlap)
+    first = [next(chunks)[1].tokens for _ in range(3)]  # the whole first utterance
+    heard.set()
+    assert first[-1] == 10
+    assert sum(1 for _ in chunks) == 3
+
+
+def test_endless_text_is_spoken_at_clauses_and_drawn_as_needed(tts: Any) -> None:
+    drawn = itertools.count()
+    chunks = lab.speak(tts, ("on, "[next(drawn) % 4] for _ in itertools.count()), **FIXED, longest=40)
+    for _ in range(9):  # three utterances
+        next(chunks)
+    chunks.close()
+    assert next(drawn) <= 3 * 41
+
+
+class TextError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+@pytest.mark.parametrize(
+    ("pieces", "error", "complete"),
+    [
+        (lambda: ["Hello there, you. This is it!", 5, "never"], TypeError, 2),
+        (
+            lambda: (piece if piece != "x" else 1 / 0 for piece in ["Hello there, you. This is", "x"]),
+            ZeroDivisionError,
+            1,
+        ),
+        (lambda: [5], TypeError, 0),
+        (lambda: ["Hello there, you. ", "This is[pause:1000]"], ValueError, 1),
+    ],
+)
+def test_what_was_complete_is_spoken_before_an_error(
+    tts: Any, overlap: bool, pieces: Callable[[], Any], error: type[Exception], complete: int
+) -> None:
+    heard: list[torch.Tensor] = []
+    with pytest.raises(error):
+        heard.extend(audio for audio, _ in lab.speak(tts, pieces(), **FIXED, overlap=overlap, pauses=SILENT))
+    assert sum(audio.shape[1] for audio in heard) == complete * 10 * 960
+
+
+WRONG = [
+    ({"text": ""}, ValueError, "text='': must be a string with something to say"),
+    ({"text": " ?! "}, ValueError, "must be a string with something to say"),
+    ({"text": "Half \ud800"}, ValueError, "half of a surrogate pair"),
+    ({"text": 5}, TypeError, "text=5: must be a string or an iterable of strings, is a int"),
+    ({"text": b"Hello"}, TypeError, "text=b'Hello'"),
+    ({"text": None}, TypeError, "text=None"),
+    ({"pauses": 0.5}, ValueError, "pauses=0.5: must be a Pauses"),
+    ({"longest": 5}, ValueError, "longest=5: must be a whole number, at least 40 and at most 400"),
+    ({"seed": -1}, ValueError, "seed=-1"),
+    ({"max_new_tokens": 0}, ValueError, "max_new_tokens=0"),
+    ({"chunk_size": 0}, ValueError, "chunk_size=0"),
+    ({"tts": 3}, TypeError, "tts: must be a ChatterboxTTS"),
+]
+
+
+@pytest.mark.parametrize(("changes", "error", "message"), WRONG)
+def test_wrong_arguments_are_refused_when_it_is_called(
+    tts: Any, changes: dict[str, Any], error: type[Exception], message: str
+) -> None:
+    given = {"tts": tts, "text": TEXT} | changes
+    with pytest.raises(error) as raised:
+        lab.speak(given.pop("tts"), given.pop("text"), **given)
+    assert message in str(raised.value)
+
+
+@pytest.mark.parametrize("pieces", [[], ["", " "], ["***", "\n"]])
+def test_an_iterable_with_nothing_to_say_is_refused_at_its_end(tts: Any, pieces: list[str]) -> None:
+    with pytest.raises(ValueError, match="text: held nothing to say"):
+        list(lab.speak(tts, pieces, **FIXED))
+
+
+def test_a_text_may_begin_and_end_with_a_pause(tts: Any) -> None:
+    audio = joined(lab.speak(tts, "[pause:0.5]Hello there.[pause:1]", **FIXED))
+    assert audio.shape == (1, 10 * 960 + 36000)
+    assert not audio[:, :12000].any()
+    assert not audio[:, -24000:].any()
+
+
+def test_a_stream_ends_with_the_token_that_it_is_at_when_it_is_stopped(tts: Any) -> None:
+    stop, heard = threading.Event(), []
+    for audio, _ in lab.speak(tts, TEXT, **FIXED, stop=stop):
+        heard.append(audio)
+        if len(heard) == 4:
+            stop.set()
+    assert len(heard) == 4
+
+
+def test_an_iterable_runs_as_its_caller_has_set_pytorch_up(tts: Any) -> None:
+    seen = []
+
+    def pieces() -> Iterator[str]:
+        for piece in TEXT:
+            seen.append((torch.is_autocast_enabled("cpu"), torch.is_inference_mode_enabled()))
+            yield piece
+
+    plain = joined(lab.speak(tts, TEXT, **FIXED))
+    with torch.autocast("cpu", dtype=torch.bfloat16):
+        assert torch.equal(joined(lab.speak(tts, pieces(), **FIXED)), plain)
+    assert set(seen) == {(True, False)}
+
+
+def test_threads_share_a_model(tts: Any, one_thread_each: None) -> None:
+    alone = [joined(lab.speak(tts, TEXT, **FIXED | {"seed": seed})) for seed in range(2)]
+    found: dict[int, torch.Tensor] = {}
+
+    def work(seed: int) -> None:
+        torch.set_num_threads(1)
+        found[seed] = joined(lab.speak(tts, iter(TEXT), **FIXED | {"seed": seed}))
+
+    threads = [threading.Thread(target=work, args=(seed,)) for seed in range(2)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(120)
+    assert all(torch.equal(found[seed], alone[seed]) for seed in range(2))
+
+
+def test_memory_does_not_grow_with_the_text(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    kept, lengths, inner = [], [], Renderer.push
+
+    def push(self: Renderer, *args: Any, **kwargs: Any) -> torch.Tensor:
+        audio = inner(self, *args, **kwargs)
+        lengths.append((self.made.shape, len(self.context), self.vocoder.source.shape))
+        return audio
+
+    monkeypatch.setattr(Renderer, "push", push)
+    text = (f"This is number {number}. " for number in itertools.count())
+    for number, _ in enumerate(lab.speak(tts, text, **FIXED, context_window=8)):
+        if number in (30, 120):
+            gc.collect()
+            kept.append(sum(type(found) is torch.Tensor for found in gc.get_objects()))
+        if number == 120:
+            break
+    assert kept[0] == kept[1]
+    assert len(set(lengths[20:])) == len(set(lengths[20:23]))
+
+
+@pytest.mark.parametrize("schedule", [{"schedule": "grow"}, {"flow": "cached"}, {"analyzer": "probe", "guard": True}])
+def test_every_way_to_stream_speaks(tts: Any, schedule: dict[str, Any]) -> None:
+    runs = [joined(lab.speak(tts, text, **FIXED, **schedule)) for text in (TEXT, iter(TEXT))]
+    assert runs[0].shape == (1, 3 * 10 * 960 + 2 * round(0.2 * tts.sr))
+    assert torch.equal(*runs)
+
+
+def test_seeds_of_utterances_differ_and_stay_in_range() -> None:
+    seeds = [speaking.seed_of(0, number) for number in range(100)]
+    assert len(set(seeds)) == 100
+    assert all(0 <= seed < 2**63 for seed in seeds)
+    assert seeds[0] == 0
+    assert speaking.seed_of(None, 3) is None
+
+
+def test_the_sentences_of_these_tests_are_cut_as_written() -> None:
+    assert [one.text for one in utterances(TEXT)] == SENTENCES
