@@ -8,7 +8,7 @@ from pathlib import Path
 
 from chatterbox_lab.files import REPOSITORY
 
-BINARY = (".png", ".safetensors", ".pt")
+BINARY = (".png", ".flac", ".safetensors", ".pt")
 
 
 def tracked() -> list[Path]:
