@@ -244,7 +244,7 @@ def open_record(folder: Path, resume: bool) -> Record:
 def _made(tts: ChatterboxTTS, record: Record | None, model: str, quick: bool, seed: int) -> Report:
     audio: dict[str, bytes] = {}
     folder = None if record is None else record.path.parent
-    if folder is not None:
+    if folder is not None and record.rows:  # gone on with: these are of the same model
         audio |= {name: path.read_bytes() for name in _PLAYERS if (path := folder / f"{name}.flac").is_file()}
 
     def keep(name: str, sound: torch.Tensor) -> None:

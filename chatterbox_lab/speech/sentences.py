@@ -53,7 +53,8 @@ _SHORTENED = (
 """Lower-case words that a full stop may follow within a sentence, also before a capital."""
 _PAUSE = re.compile(r"\[pause:(\d*\.?\d+|\d+\.)s?\]$", re.IGNORECASE)
 _TAG_BEGUN = re.compile(r"\[[^\s\]]{0,15}$")
-_HTML = re.compile(r"</?([A-Za-z][A-Za-z0-9]*)(?:[\s/][^<>]*)?>$|<!--[^<>]*-->$")
+_ATTRIBUTE = r"\s+[\w:-]+=(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>\"']+)"
+_HTML = re.compile(rf"</?([A-Za-z][A-Za-z0-9]*)(?:{_ATTRIBUTE})*\s*/?>$|<!--[^<>]*-->$")
 _BLOCKS = "address article blockquote br dd div dl dt h1 h2 h3 h4 h5 h6 hr li ol p pre td th tr ul"
 _MARKER = re.compile(r"(?:[-*•+]|\d{1,3}[.)]|#{1,6})\s")
 _HEADING = re.compile(r"#{1,6}\s[^\n]*$")

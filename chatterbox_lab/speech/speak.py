@@ -148,7 +148,7 @@ def _parts(
                 elif utterance.pause:
                     yield _Part(_NO_TOKENS, utterance.pause)
                 if base.stop.is_set() or (halted is not None and halted.is_set()):
-                    return
+                    break
         except Exception:
             yield _Part(_NO_TOKENS, 0.0)
             raise

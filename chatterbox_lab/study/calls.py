@@ -143,6 +143,7 @@ def run(options: argparse.Namespace) -> int:
     name = command.model_name(options)
     record = command.open_record(options, f"calls_{name}_{torch.device(device).type}.csv")
     facts = machine_facts(device) | {"model": name, "chunk_size": chunk, "context_window": 2 * chunk}
+    facts |= {"asked_tokens": tokens}
     record.check(facts)
     settings = StreamSettings(chunk_size=chunk, context_window=2 * chunk)
     process = Process(load(options.model, device=device, watermark=False), settings, tokens, rounds)

@@ -121,6 +121,25 @@ def place(facts: dict[str, Any]) -> str:
     return "_".join(words if facts["device"] != "cpu" else ["cpu", *words])
 
 
+_STOPPED = (command.INTERRUPTED, -signal.SIGINT, -signal.SIGTERM)
+_PATIENCE = 60.0
+"""Seconds that a part has to keep what it has."""
+
+
+def _ended(process: subprocess.Popen[bytes]) -> int:
+    """Stops a part as Ctrl-C does, upon which commands keep what they have; one that does not end is killed."""
+    if sys.platform == "win32":
+        process.terminate()  # Ctrl-C would go to all of the console
+    else:
+        process.send_signal(signal.SIGINT)
+    try:
+        process.wait(_PATIENCE)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+    return command.INTERRUPTED
+
+
 @dataclass
 class Campaign:
     """The parts of a machine's campaign, run one after the other.
@@ -130,14 +149,14 @@ class Campaign:
         device: as for `load`.
         folder: where the records go.
         machine: how they call the machine in their names.
-        minutes: after which a part is stopped, to be resumed by the next run.
+        minutes: after which a part is stopped, to be resumed by the next run; None is never.
     """
 
     model: str
     device: str
     folder: Path
     machine: str
-    minutes: float
+    minutes: float | None
 
     def record(self, part: Part) -> Path:
         """The CSV of a part."""
@@ -146,7 +165,8 @@ class Campaign:
     def command(self, part: Part) -> list[str]:
         """The part's command line, which goes on with what is unfinished."""
         path = self.record(part)
-        where = ["--model", self.model, "--device", self.device, "--output", str(path)]
+        model = str(Path(self.model).resolve()) if Path(self.model).is_dir() else self.model  # the part runs elsewhere
+        where = ["--model", model, "--device", self.device, "--output", str(path)]
         resumed = ["--resume"] * path.with_suffix(".unfinished.csv").exists()
         return [sys.executable, "-m", "chatterbox_lab", *part.call, *where, *resumed]
 
@@ -163,14 +183,15 @@ class Campaign:
         say(f"\n=== {part.name}: {part.does}\n{' '.join(['chatterbox-lab', *self.command(part)[3:]])}")
         with subprocess.Popen(self.command(part), cwd=REPOSITORY) as process:
             try:
-                status = process.wait(60 * self.minutes)
+                status = process.wait(60 * self.minutes if self.minutes else None)
             except subprocess.TimeoutExpired:
-                process.send_signal(signal.SIGINT)  # as Ctrl-C, upon which commands keep what they have
-                status = process.wait()
+                status = _ended(process)
             except KeyboardInterrupt:
                 process.wait()
                 raise
-        stopped = status in (command.INTERRUPTED, -signal.SIGINT)
+        stopped = status in _STOPPED
+        if status and not stopped and path.exists():  # else the next run would take it for done
+            path.replace(path.with_suffix(".failed.csv"))
         return STOPPED if stopped else FAILED if status else FINISHED, time.monotonic() - start
 
 
@@ -180,7 +201,9 @@ def renewed(campaign: Campaign, parts: list[Part]) -> str:
     numbers = sorted({number for part in there for number in part.read_by})
     if not numbers:
         return "No record is there that a notebook reads."
-    files = " ".join(campaign.record(part).name for part in there if part.read_by)
+    names = [campaign.record(part).name for part in there if part.read_by]
+    names += [name.replace("layers_", "launches_", 1) for name in names if name.startswith("layers_")]
+    files = " ".join(names)
     return (
         f"To add them to the tables and figures of notebooks {', '.join(numbers)}:\n"
         f"  move {files} to data/\n"
@@ -196,7 +219,7 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     add("--parts", metavar="X", nargs="+", help=f"only these, in this order: {known} (default: all)")
     add("--machine", metavar="X", help="the machine's name in the records' names (default: made from its own)")
-    add("--minutes", metavar="X", type=float, default=8, help="after which a part is stopped (default: 8)")
+    add("--minutes", metavar="X", type=float, help="after which a part is stopped (default: 8 on CUDA, else never)")
     add("--output", metavar="X", type=Path, help="folder of the records (default: build/data)")
     add("--list", action="store_true", help="only say what would run")
 
@@ -204,12 +227,17 @@ def add_options(parser: argparse.ArgumentParser) -> None:
 def run(options: argparse.Namespace) -> int:
     """Runs the campaign; returns 1 where a part failed or was stopped."""
     device = pick_device(options.device)
+    if torch.device(device).type not in ("cuda", "cpu"):
+        raise ValueError(f"device={device!r}: a campaign is for cuda or cpu; its parts take --device one by one")
     known = {part.name: part for part in parts_for(device)}
     for name in options.parts or ():
         if name not in known:
             raise ValueError(f"parts={name!r}: must be among {', '.join(known)}")
-    if not options.minutes > 0:
-        raise ValueError(f"minutes={options.minutes}: must be above 0")
+    minutes = options.minutes
+    if minutes is None:
+        minutes = 8.0 if torch.device(device).type == "cuda" else None
+    elif not minutes > 0:
+        raise ValueError(f"minutes={minutes}: must be above 0")
     parts = [known[name] for name in options.parts or known]
     folder, machine = (
         (options.output or output_folder("data")).resolve(),
@@ -217,7 +245,7 @@ def run(options: argparse.Namespace) -> int:
     )
     if not re.fullmatch(r"[A-Za-z0-9_-]+", machine):
         raise ValueError(f"machine={machine!r}: must be of letters, digits, '_' and '-', for the names of files")
-    campaign = Campaign(options.model, device, folder, machine, options.minutes)
+    campaign = Campaign(options.model, device, folder, machine, minutes)
     if options.list:
         print("\n".join(f"{part.name:10} {part.does}" for part in parts))
         return 0

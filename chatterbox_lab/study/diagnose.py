@@ -5,13 +5,11 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from functools import partial
 from io import StringIO
-from statistics import median
 from types import SimpleNamespace
 from typing import Any
 
@@ -23,11 +21,10 @@ from ..cpu import emulation
 from ..engine.clock import Measured, StageClock
 from ..engine.settings import BASELINE, whole_number
 from ..engine.stream import generate_stream
-from ..engine.t3.backends import backend_of
 from ..engine.variants import STREAMING, variant_of
 from ..files import attribute
 from ..released import release
-from .costs import recommend
+from .diagnose_advice import advice
 from .diagnose_t3 import attention, step, t3
 from .fallback import count_spies
 from .logs import quiet
@@ -35,25 +32,12 @@ from .machine import TorchFlags, machine_facts, tune_torch
 from .playout import play
 from .records import Record
 from .streams import failure, free_memory
-from .subject import (
-    CLEAR,
-    EXACT,
-    FASTEST,
-    FULL,
-    LARGE,
-    LARGE_QUICK,
-    SHAPE,
-    TEXT,
-    TUNED,
-    UPSTREAM,
-    Row,
-    Subject,
-    as_found,
-    fastest,
-)  # fmt: skip
+from .subject import EXACT, FASTEST, SHAPE, TEXT, TUNED, UPSTREAM, Row, Subject, as_found, fastest  # fmt: skip
 from .turns import to_and_fro
 from .upstream import upstream_stream, upstream_whole
 
+_PATIENCE = 15.0
+"""Seconds; a first call that took longer is not run again."""
 WINDOWS = ((1, 0), (1, SHAPE["context_window"]), (5, 0))
 """Windows of S3Gen: what its voice prompt is divided by, and tokens of context; a released chunk comes on top."""
 
@@ -103,7 +87,7 @@ def first(subject: Subject) -> Iterator[Row]:
         row, _ = spoken(start, subject.tts.sr)
         subject.rows = [*subject.rows, {"part": "first"} | row]
         yield {"name": "call", "at": call, "variant": UPSTREAM} | SHAPE | row
-        if subject.plan in (LARGE, LARGE_QUICK):
+        if row["total_generation_time"] > _PATIENCE:  # a slow first call may be a cold one
             return
 
 
@@ -207,25 +191,6 @@ def spoken(start: Callable[[], Measured], rate: int) -> tuple[Row, torch.Tensor]
     return asdict(metrics) | waited, torch.cat(pieces, dim=1)
 
 
-def advice(subject: Subject) -> Iterator[Row]:
-    """The settings for this machine: exact where that keeps up, else the fastest."""
-    ran = (row for row in subject.rows if row["part"] == "streams" and row["variant"] == EXACT)
-    paces = [row["rtf"] for row in ran if row.get("rtf") is not None and row["rtf"] == row["rtf"]]
-    pace = median(paces) if paces else math.inf
-    chosen = EXACT if pace < CLEAR else FASTEST
-    quick = subject.plan is not FULL
-    how = {"tokens": 75 if quick else 150, "seconds": 1.0 if quick else 4.0}
-    settings, backends = BASELINE, None
-    if chosen == FASTEST:
-        settings = fastest(subject.tts.device)
-        backends = [backend_of(settings, subject.tts.t3)]
-    found = recommend(subject.tts, "balanced", settings=settings, backends=backends, **how)
-    short = {name: float(f"{value:.3g}") for name, value in asdict(found.costs).items() if isinstance(value, float)}
-    found = found.replace(costs=replace(found.costs, **short))  # it is pasted
-    yield {"name": "call", "variant": chosen, "text": found.call}
-    yield {"name": "reason", "variant": chosen, "text": found.reason}
-
-
 PARTS: dict[str, Callable[[Subject], Iterator[Row]]] = {
     "machine": machine, "found": found, "first": first, "attention": attention, "t3": t3, "step": step,
     "s3gen": s3gen, "streams": streams, "sizes": sizes, "advice": advice,
@@ -244,6 +209,15 @@ def use(tts: ChatterboxTTS, calls: int) -> None:
         for number in range(calls):
             torch.manual_seed(number)
             ChatterboxTTS.generate(tts, TEXT)
+
+
+def _same_model(tts: ChatterboxTTS, rows: Sequence[Row], record: Record | None) -> None:
+    """Raises ValueError where rows were begun on a model with other spies than this one has."""
+    before = [row["value"] for row in rows if row["part"] == "found" and row["name"] == "hooks"]
+    now = count_spies(tts.t3.tfmr)["hooks"]
+    if before and before[0] != now:
+        found = f"{before[0]:.0f} spies of earlier calls on the model, here it is {now}"
+        raise ValueError(f"{record.path.name} was begun with {found}")
 
 
 def check(tts: Any, quick: bool, seed: int) -> None:
@@ -294,6 +268,7 @@ def measure(
     if record is not None:
         record.check(facts)
     rows = [] if record is None else record.rows
+    _same_model(tts, rows, record)
     devices = [torch.device(tts.device)] if torch.device(tts.device).type == "cuda" else []
     with tqdm(PARTS.items(), "diagnosis", leave=False) as bar, quiet(), torch.random.fork_rng(devices=devices):
         for part, measured in bar:

@@ -194,6 +194,8 @@ def run(options: argparse.Namespace) -> int:
             print(json.dumps(row), flush=True)
         return 0
     device = pick_device(options.device)
+    if torch.device(device).type not in ("cpu", "cuda"):
+        raise ValueError(f"device={device!r}: must be cpu or cuda")
     record = command.open_record(options, f"living_{command.model_name(options)}.csv")
     facts = machine_facts(device) | {"model": Path(options.model).name, "dtype": "float32"}
     record.check(facts)
@@ -213,7 +215,7 @@ def run(options: argparse.Namespace) -> int:
 
 def _in_overlay(name: str, options: argparse.Namespace) -> list[Row]:
     wanted = [sys.executable, "-m", "chatterbox_lab", "living", "--here", "--model", options.model]
-    wanted += ["--device", options.device]
+    wanted += ["--device", pick_device(options.device)]
     variants = [it for it in options.variants if it in ASKING or (options.costs and name == _COSTLY)]
     wanted += ["--tokens", str(options.tokens), "--rounds", str(options.rounds)]
     wanted += ["--stream-tokens", str(options.stream_tokens)]

@@ -80,8 +80,8 @@ class Subject:
 
     @property
     def plan(self) -> Plan:
-        """How much there is time for, by how long the first chunk took."""
-        first = next((row for row in self.rows if row["part"] == "first"), {})
+        """How much there is time for, by how long the first chunk took, the second time where there was one."""
+        first = next((row for row in reversed(self.rows) if row["part"] == "first"), {})
         slow = first.get("total_generation_time", 0.0) > SLOW * first.get("total_audio_duration", 1.0)
         return (LARGE_QUICK if slow else QUICK) if self.quick else (LARGE if slow else FULL)
 
