@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 import pytest
 import torch
 
-from chatterbox_lab.study import diagnose, subject
+from chatterbox_lab.study import diagnose, diagnose_advice, subject
 from chatterbox_lab.study.subject import EXACT, FASTEST, UPSTREAM, Plan
 from chatterbox_lab.voices import load as models
 
@@ -19,9 +19,9 @@ def little(patch: pytest.MonkeyPatch) -> None:
     """Diagnoses take seconds: little speech, and advice from a short utterance."""
     for name in ("FULL", "QUICK", "LARGE", "LARGE_QUICK"):
         patch.setattr(subject, name, LITTLE)
-    recommend = diagnose.recommend
+    recommend = diagnose_advice.recommend
     patch.setattr(
-        diagnose,
+        diagnose_advice,
         "recommend",
         lambda tts, target, **how: recommend(tts, target, **how | {"tokens": 30, "seconds": 0.01}),
     )

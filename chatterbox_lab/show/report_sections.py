@@ -176,7 +176,8 @@ def _machine(n: Numbers) -> list[Block]:
         "system",
         "python",
     )
-    rows = [(name, first[name]) for name in (*known, "cuda", "torch", "transformers", "diffusers") if name in first]
+    known += ("cuda",) * (first["device"] == "cuda")  # else it is what PyTorch was built for, not what is there
+    rows = [(name, first[name]) for name in (*known, "torch", "transformers", "diffusers") if name in first]
     found = n.table[n.table["part"].isin(["machine", "found"])]
     for row in found.to_dict("records"):
         value = row["text"] if isinstance(row.get("text"), str) else f"{row['value']:g}"

@@ -135,7 +135,7 @@ def _parts(
 
     The text is waited for as the caller has set PyTorch up, which is the caller's own code.
     """
-    wording, number, anything = Wording(tts, base.settings.language), 0, False
+    wording, number, anything, stopped = Wording(tts, base.settings.language), 0, False, False
     with closing(said):
         try:
             for utterance in said:
@@ -147,13 +147,14 @@ def _parts(
                     number += 1
                 elif utterance.pause:
                     yield _Part(_NO_TOKENS, utterance.pause)
-                if base.stop.is_set() or (halted is not None and halted.is_set()):
+                stopped = base.stop.is_set() or (halted is not None and halted.is_set())
+                if stopped:
                     break
         except Exception:
             yield _Part(_NO_TOKENS, 0.0)
             raise
         yield _Part(_NO_TOKENS, 0.0)
-    if not anything:
+    if not anything and not stopped:
         raise ValueError("text: held nothing to say")
 
 

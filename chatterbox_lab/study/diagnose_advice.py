@@ -12,7 +12,7 @@ import pandas as pd
 from ..engine.schedule import Costs
 from ..engine.settings import BASELINE, StreamSettings
 from ..engine.t3.backends import backend_of
-from .costs import Recommendation, recommend
+from .costs import HEADROOM, Recommendation, recommend
 from .diagnosed import Numbers, chunk_sizes
 from .subject import CLEAR, EXACT, FASTEST, FULL, SHAPE, Row, Subject, fastest
 
@@ -24,13 +24,14 @@ def advice(subject: Subject) -> Iterator[Row]:
     """The settings for this machine: exact where that keeps up, else the fastest.
 
     Costs that contradict the streams that were measured are measured again, for longer; where they still do, the
-    measured chunk size with the lowest RTF is the advice.
+    measured chunk sizes are.
     """
     ran = (row for row in subject.rows if row["part"] == "streams" and row["variant"] == EXACT)
     paces = [row["rtf"] for row in ran if row.get("rtf") is not None and row["rtf"] == row["rtf"]]
     pace = median(paces) if paces else math.inf
     chosen = EXACT if pace < CLEAR else FASTEST
-    quick, measured = subject.plan is not FULL, chunk_sizes(Numbers(subject.rows))["RTF"]
+    quick, board = subject.plan is not FULL, chunk_sizes(Numbers(subject.rows))
+    measured = board["RTF"].get((chosen, SHAPE["chunk_size"]), math.nan)
     lengths = [(75, 1.0), (150, 10.0)] if quick else [(150, 4.0), (150, 10.0)]
     settings, backends = BASELINE, None
     if chosen == FASTEST:
@@ -39,10 +40,10 @@ def advice(subject: Subject) -> Iterator[Row]:
     for tokens, seconds in lengths:
         how = {"settings": settings, "backends": backends, "tokens": tokens, "seconds": seconds}
         found = recommend(subject.tts, "balanced", **how)
-        if bears(found.costs, found.context, measured.get((chosen, SHAPE["chunk_size"]), math.nan)):
+        if bears(found.costs, found.context, measured):
             break
     else:
-        yield from _lowest(settings.replace(backend=found.backend), chosen, measured)
+        yield from of_the_measured(settings.replace(backend=found.backend), chosen, board)
         return
     short = {name: float(f"{value:.3g}") for name, value in asdict(found.costs).items() if isinstance(value, float)}
     found = found.replace(costs=replace(found.costs, **short))  # it is pasted
@@ -57,15 +58,24 @@ def bears(costs: Costs, context: int, measured: float) -> bool:
     return costs.window_token >= 0 and costs.error <= _NEAR and near
 
 
-def _lowest(settings: StreamSettings, chosen: str, measured: pd.Series) -> Iterator[Row]:
-    """The measured chunk size with the lowest RTF as the advice."""
-    rtf = measured.xs(chosen, level="stream")
-    best = int(rtf.idxmin())
+def of_the_measured(settings: StreamSettings, chosen: str, board: pd.DataFrame) -> Iterator[Row]:
+    """The rows of the advice from the measured chunk sizes: the smallest that keeps up with time to spare, else the
+    one with the lowest RTF.
+
+    Args:
+        settings: what is kept.
+        chosen: which stream's sizes count.
+        board: from `diagnosed.chunk_sizes`.
+    """
+    mine = board.xs(chosen, level="stream").sort_index()
+    ahead = mine[(mine["RTF"] * HEADROOM < 1) & ~(mine["underruns"] > 0)]
+    best = int(ahead.index[0] if len(ahead) else mine["RTF"].idxmin())
+    why = f"is the smallest that keeps up also when everything takes {HEADROOM:g} times as long"
+    why = why if len(ahead) else "has the lowest RTF"
     values = {field.name: getattr(settings, field.name) for field in fields(StreamSettings)}
     values |= {"schedule": "fixed", "chunk_size": best, "context_window": 2 * best}
-    reason = (
-        f"Of the measured chunk sizes ({', '.join(map(str, rtf.index))}), {best} has the lowest RTF, {rtf.min():.2f}"
-    )
-    text = "what single chunks cost varied too much here for more"
+    numbers = f"RTF {mine['RTF'][best]:.2f}, first chunk after {mine['first chunk (s)'][best]:.2g} s"
+    reason = f"Of the measured chunk sizes ({', '.join(map(str, mine.index))}), {best} {why}: {numbers}."
+    varied = "What single chunks cost varied too much for a schedule that grows."
     yield {"name": "call", "variant": chosen, "text": Recommendation(**values).call}
-    yield {"name": "reason", "variant": chosen, "text": f"{reason}; {text}."}
+    yield {"name": "reason", "variant": chosen, "text": f"{reason} {varied}"}

@@ -37,6 +37,9 @@ CASES: list[tuple[str, list[str]]] = [
     ("Visit www.example.com today. Then call.", ["Visit www.example.com today.", "Then call."]),
     ("See https://a.b/c.d?e=f. Then go home.", ["See a.b.", "Then go home."]),
     ("Hello.This has no space.", ["Hello.This has no space."]),
+    # signs that are no tags
+    ("If a<b and c>d then stop. Or go on.", ["If a<b and c>d then stop.", "Or go on."]),
+    ('A <b class="x">bold</b> claim was made. So there.', ["A bold claim was made.", "So there."]),
     # ellipses and several marks
     ("Well... I don't know. Maybe.", ["Well... I don't know.", "Maybe."]),
     ("Wait… what is that? No!", ["Wait… what is that?", "No!"]),

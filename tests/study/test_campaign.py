@@ -69,6 +69,30 @@ def test_what_is_unfinished_goes_on_and_what_fails_does_not_end_the_rest(tmp_pat
     assert not (tmp_path / "list_tiny_here.unfinished.csv").exists()
 
 
+def test_a_part_that_failed_is_not_taken_for_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    here, part = Campaign("tiny", "cpu", tmp_path, "here", None), Part("selftest", "", ())
+    path = here.record(part)
+    write = f"import pathlib, sys; pathlib.Path({str(path)!r}).write_text('passed'); sys.exit(1)"
+    monkeypatch.setattr(Campaign, "command", lambda self, part: [sys.executable, "-c", write])
+    for _ in range(2):
+        assert here.run(part, lambda line: None)[0] == campaign.FAILED
+    assert not path.exists()
+    assert path.with_suffix(".failed.csv").read_text() == "passed"
+
+
+def test_a_folder_is_found_from_where_parts_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "voice").mkdir()
+    monkeypatch.chdir(tmp_path)
+    assert str(tmp_path / "voice") in Campaign("voice", "cpu", tmp_path, "here", 8).command(CPU[0])
+
+
+def test_launches_go_with_layers(tmp_path: Path) -> None:
+    here = Campaign("tiny", "cuda", tmp_path, "here", 8)
+    (layers,) = (part for part in GPU if part.name == "layers")
+    here.record(layers).touch()
+    assert "layers_tiny_here.csv launches_tiny_here.csv" in campaign.renewed(here, [layers])
+
+
 def test_a_part_that_takes_too_long_is_stopped_as_by_ctrl_c(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = Campaign("tiny", "cpu", tmp_path, "here", 0.02)
     monkeypatch.setattr(Campaign, "command", lambda self, part: [sys.executable, "-c", "import time; time.sleep(60)"])

@@ -9,9 +9,10 @@ import pytest
 import torch
 from diagnosis import little, measured, state, tiny
 
+from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import FAST
 from chatterbox_lab.engine.variants import ENGLISH
-from chatterbox_lab.study import diagnose, diagnose_t3, machine, subject
+from chatterbox_lab.study import diagnose, diagnose_advice, diagnose_t3, machine, subject
 from chatterbox_lab.study.records import Record
 from chatterbox_lab.study.subject import EXACT, FASTEST, FULL, LARGE, QUICK, UPSTREAM, Subject, as_found
 
@@ -218,3 +219,32 @@ def test_bad_arguments_are_named_before_the_model_runs(tts: Any, monkeypatch: py
     monkeypatch.setattr(diagnose, "variant_of", lambda tts: ENGLISH)
     with pytest.raises(ValueError, match=r"English has no stream of its own.*chatterbox-lab living --costs"):
         diagnose.measure(tts)
+
+
+def test_another_models_rows_are_not_gone_on_with(tts: Any, patch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    record = Record(tmp_path / "report.csv")
+    record.add([row for row in measured(CALLS).rows if row["part"] == "found"])
+    with pytest.raises(ValueError, match="begun with 5 spies of earlier calls on the model, here it is 0"):
+        diagnose._same_model(tts, record.rows, record)
+
+
+@pytest.mark.parametrize(
+    ("costs", "measured_rtf", "agree"),
+    [
+        (Costs(token=0.01, chunk=0.1, window_token=0.001, prompt_tokens=50, error=0.1), 0.5, True),
+        (Costs(token=0.01, chunk=0.1, window_token=0.001, prompt_tokens=50, error=0.1), 2.0, False),
+        (Costs(token=0.01, chunk=0.1, window_token=0.001, prompt_tokens=50, error=0.5), 0.5, False),
+        (Costs(token=0.01, chunk=0.4, window_token=-0.001, prompt_tokens=50, error=0.1), 0.5, False),
+        (Costs(token=0.01, chunk=0.1, window_token=0.001, prompt_tokens=50, error=0.1), float("nan"), True),
+    ],
+)
+def test_advice_must_agree_with_what_was_measured(costs: Costs, measured_rtf: float, agree: bool) -> None:
+    assert diagnose_advice.bears(costs, 50, measured_rtf) is agree
+
+
+def test_advice_that_contradicts_its_page_gives_way_to_what_was_measured(tts: Any, patch: pytest.MonkeyPatch) -> None:
+    patch.setattr(diagnose_advice, "bears", lambda *_: False)
+    rows = [{**row, "chunk_size": 25} for row in measured(CALLS).rows if row["part"] in ("first", "streams", "sizes")]
+    call, reason = (row["text"] for row in diagnose_advice.advice(Subject(tts, True, 0, lambda *_: None, rows)))
+    assert call == "StreamSettings(backend='static')"  # chunks of 25 are what it has anyway
+    assert "Of the measured chunk sizes (25), 25 " in reason
