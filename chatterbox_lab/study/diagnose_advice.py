@@ -55,7 +55,7 @@ def bears(costs: Costs, context: int, measured: float) -> bool:
     """Whether fitted costs agree with the RTF that was ``measured`` in chunks of the report's size; nan agrees."""
     expected = costs.rtf(SHAPE["chunk_size"], context, 4 * SHAPE["chunk_size"])
     near = not abs(expected / measured - 1) > _NEAR
-    return costs.window_token >= 0 and costs.error <= _NEAR and near
+    return costs.error <= _NEAR and near
 
 
 def of_the_measured(settings: StreamSettings, chosen: str, board: pd.DataFrame) -> Iterator[Row]:

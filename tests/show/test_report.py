@@ -212,7 +212,7 @@ def test_the_command_writes_the_page_and_says_the_summary(
     names = {"report.html", "report.md", "report.csv", "streams.png", "layers.png", "sizes.png"}
     assert {file.name for file in folder.iterdir()} == names | {f"{name}.flac" for name in (UPSTREAM, EXACT, FASTEST)}
     html = (folder / "report.html").read_text()
-    assert "2 hooks and 2 wrapped forwards" in html
+    assert "Earlier calls have left 2 spies on layer 9." in html
     for name in re.findall(r"\]\(([^)]+)\)", (folder / "report.md").read_text()):
         assert (folder / name).exists()
 
