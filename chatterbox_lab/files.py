@@ -14,7 +14,7 @@ DATA = _PACKED if _PACKED.is_dir() else REPOSITORY / "data"
 LAB_VOICE = DATA / "lab"
 """The folder of the trained voice."""
 
-_NOTEBOOKS = """anywidget IPython PIL ipywidgets jiwer joblib jupyterlab matplotlib onnxruntime pandas papermill
+_NOTEBOOKS = """anywidget IPython ipywidgets jiwer joblib jupyterlab matplotlib onnxruntime pandas papermill
 pocketsphinx seaborn speechmos tabulate tqdm traitlets"""
 EXTRAS = dict.fromkeys(_NOTEBOOKS.split(), "notebooks") | {"wordfreq": "train"}
 """Which extra of pyproject.toml brings what is not needed to speak, by the name that is imported."""
