@@ -42,3 +42,12 @@ def tts(voice: build.LabTTS) -> Iterator[build.LabTTS]:
     yield voice
     voice.conds = conds
     assert trace(voice) == before
+
+
+@pytest.fixture
+def one_thread_each() -> Iterator[None]:
+    """A share of one is one, too: with more, sums are cut elsewhere in an overlapped stage, and round otherwise."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)

@@ -257,15 +257,6 @@ def no_thread_is_left() -> Iterator[None]:
     assert set(threading.enumerate()) <= before
 
 
-@pytest.fixture
-def one_thread_each() -> Iterator[None]:
-    """A share of one is one, too: with more, sums are cut elsewhere in an overlapped stage, and round otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @pytest.mark.parametrize("seed", [0, None])
 @pytest.mark.parametrize(
     "changes", [{}, {"flow": "cached"}, {"schedule": "grow"}, {"analyzer": "probe", "guard": True}]

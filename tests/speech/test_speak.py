@@ -29,15 +29,6 @@ def joined(chunks: Iterator[tuple[torch.Tensor, Any]]) -> torch.Tensor:
 
 
 @pytest.fixture
-def one_thread_each() -> Iterator[None]:
-    """With more, an overlapped stage has fewer of them, and rounds otherwise."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
-@pytest.fixture
 def asked(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, int | None]]:
     """What T3 is asked to say, and with which seed: the tiny model says much the same whatever the text."""
     found, inner = [], speaking._request
