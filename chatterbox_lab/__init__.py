@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 from .files import extras_named
 
 if TYPE_CHECKING:  # for editors; each is imported at its first use, because the stack below takes seconds
-    from .engine.clock import StreamMetrics
+    from .engine.clock import StreamMetrics, Word
     from .engine.patch import patch
     from .engine.schedule import Costs
     from .engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings
@@ -32,6 +32,7 @@ __all__ = [
     "Pauses",
     "StreamMetrics",
     "StreamSettings",
+    "Word",
     "diagnose",
     "forget",
     "generate",
@@ -52,6 +53,7 @@ _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "
     "Costs": "engine.schedule",
     "Pauses": "speech.sentences",
     "StreamMetrics": "engine.clock",
+    "Word": "engine.clock",
     "diagnose": "show.report",
     "forget": "kept",
     "generate": "engine.stream",

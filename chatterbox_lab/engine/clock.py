@@ -6,10 +6,22 @@ import time
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field, fields
+from typing import Any, Literal, NamedTuple
 
 import psutil
 import torch
+
+
+class Word(NamedTuple):
+    """A word as the model was given it, punctuation included, and when it sounds: seconds of the stream's audio."""
+
+    word: str
+    start: float
+    end: float
+
+
+Ended = Literal["stop", "limit", "guard"]
 
 
 @dataclass
@@ -22,6 +34,11 @@ class StreamMetrics:
     and the largest resident size seen at a chunk's end on a CPU. With ``overlap`` the stages' seconds may add up to
     more than the whole, and are ahead of the chunk that they come with; and work goes on while the caller is busy with
     a chunk, so that the caller waits less and sees a lower ``rtf`` than one who asks for the next chunk at once.
+
+    ``ended`` is None until the last chunk has been taken, and then says why no more comes: ``"stop"``, the model was
+    done; ``"limit"``, ``max_new_tokens`` cut it short; ``"guard"``, the guard ended it. It stays None where the stream
+    was stopped or closed. ``words`` grows while the stream goes on, with ``analyzer="probe"``: each word in turn, once
+    T3 has left it; with ``overlap`` also before its sound has come. None is ever taken back or changed.
     """
 
     latency_to_first_chunk: float | None = None
@@ -34,6 +51,16 @@ class StreamMetrics:
     watermark_seconds: float = 0.0
     tokens: int = 0
     peak_memory_bytes: int = 0
+    ended: Ended | None = None
+    words: list[Word] = field(default_factory=list)
+
+    def numbers(self) -> dict[str, Any]:
+        """Every field that is a number, by name."""
+        return {one.name: getattr(self, one.name) for one in fields(self) if one.name in NUMBERS}
+
+
+NUMBERS = tuple(one.name for one in fields(StreamMetrics) if one.name not in ("ended", "words"))
+"""The fields of `StreamMetrics` that are numbers."""
 
 
 def synchronize(device: str | torch.device) -> None:

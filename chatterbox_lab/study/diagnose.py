@@ -7,7 +7,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import redirect_stderr
-from dataclasses import asdict
 from functools import partial
 from io import StringIO
 from types import SimpleNamespace
@@ -188,7 +187,7 @@ def spoken(start: Callable[[], Measured], rate: int) -> tuple[Row, torch.Tensor]
         raise ValueError("the stream yielded nothing, so there is nothing to measure")
     heard = play(arrivals, [piece.shape[1] / rate for piece in pieces])
     waited = {"underruns": heard.underruns, "silence_seconds": heard.silence}
-    return asdict(metrics) | waited, torch.cat(pieces, dim=1)
+    return metrics.numbers() | waited, torch.cat(pieces, dim=1)
 
 
 PARTS: dict[str, Callable[[Subject], Iterator[Row]]] = {

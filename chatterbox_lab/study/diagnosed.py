@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 from typing import Any
 
 import pandas as pd
 
-from ..engine.clock import StreamMetrics
+from ..engine.clock import NUMBERS
 from ..engine.schedule import TOKEN_SECONDS
 from .subject import EXACT, FASTEST, SHAPE, UPSTREAM
 
@@ -25,7 +25,7 @@ NAMES = {
 
 _COLUMNS = ("part", "name", "variant", "round", "value", "text", "seconds", "layer", "at", "chunk_size", "error")
 _COLUMNS += ("prompt_tokens", "context_tokens", "manual", "sdpa", "underruns", "silence_seconds")
-_COLUMNS += tuple(field.name for field in fields(StreamMetrics))
+_COLUMNS += NUMBERS
 
 
 class Numbers:

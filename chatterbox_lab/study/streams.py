@@ -6,7 +6,6 @@ import gc
 from collections import deque
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import asdict, fields
 from functools import partial
 from itertools import product
 from typing import Any
@@ -16,7 +15,7 @@ import torch
 from chatterbox.tts import ChatterboxTTS
 from tqdm.auto import tqdm
 
-from ..engine.clock import Measured, StreamMetrics
+from ..engine.clock import NUMBERS, Measured
 from ..engine.settings import StreamSettings, whole_number
 from ..engine.stream import generate_stream, speech_tokens
 from ..engine.t3.backends import AUTO, BACKENDS
@@ -86,7 +85,7 @@ def runs(
         done: (variant, state, round) of what need not run; a variant is warmed up if any of its rounds is left.
 
     Yields:
-        One row a run: ``variant``, ``state``, ``round``, ``error`` and the fields of the final `StreamMetrics`. A
+        One row a run: ``variant``, ``state``, ``round``, ``error`` and the numbers of the final `StreamMetrics`. A
         variant that fails gives a row with its error and no numbers, and does not run again.
     """
     failed: set[str] = set()
@@ -108,7 +107,7 @@ def metrics_of(start: Callable[[], Measured]) -> dict[str, Any]:
         last = deque(start(), maxlen=1)
         if not last:
             raise ValueError("the stream yielded nothing, so there is nothing to measure")
-        return {"error": None} | asdict(last[0][1])
+        return {"error": None} | last[0][1].numbers()
     except Exception as error:  # of any kind: the other variants are still worth measuring
         row = failure(error)
     free_memory()
@@ -117,7 +116,7 @@ def metrics_of(start: Callable[[], Measured]) -> dict[str, Any]:
 
 def failure(error: Exception) -> dict[str, Any]:
     """What stands in a row for the `StreamMetrics` of a run that failed: empty fields, and the error in a line."""
-    empty = {field.name: None for field in fields(StreamMetrics)}
+    empty = dict.fromkeys(NUMBERS)
     return empty | {"error": f"{type(error).__name__}: {error}".splitlines()[0][:200]}
 
 
