@@ -7,13 +7,13 @@ from .files import extras_named
 
 if TYPE_CHECKING:  # for editors; each is imported at its first use, because the stack below takes seconds
     from .engine.clock import StreamMetrics, Word
-    from .engine.patch import patch
     from .engine.schedule import Costs
     from .engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, StreamSettings
     from .engine.stream import generate, generate_stream, pcm16, speech_tokens
     from .engine.warm import warm_up
     from .kept import forget
     from .show.report import diagnose
+    from .speech.patch import patch
     from .speech.sentences import Pauses
     from .speech.speak import speak
     from .study.costs import recommend
@@ -59,7 +59,7 @@ _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "
     "generate": "engine.stream",
     "generate_stream": "engine.stream",
     "load": "voices.load",
-    "patch": "engine.patch",
+    "patch": "speech.patch",
     "pcm16": "engine.stream",
     "recommend": "study.costs",
     "speak": "speech.speak",

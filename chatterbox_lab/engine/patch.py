@@ -28,7 +28,8 @@ class Patch(ExitStack):
     """What `patch` returns: a context, or an object whose ``undo()`` ends the patch.
 
     The model is of a class of its own meanwhile, derived from its own, so that a ``copy.copy`` of it, with a voice of
-    its own, is patched as well. Its patched methods have this object as ``tts.generate_stream.patch``.
+    its own, is patched as well. Its patched methods have this object as ``tts.generate_stream.patch``. A derived class
+    may have a ``streamed`` and a ``whole`` of its own (see `patch`).
     """
 
     def __init__(self, tts: ChatterboxTTS, settings: StreamSettings) -> None:
@@ -36,7 +37,7 @@ class Patch(ExitStack):
         self.tts, self.settings, kind = tts, settings, type(tts)
         theirs = released(tts)
         whole = _named(kind.generate, theirs.generate)
-        methods = {"generate": _like_upstreams(whole, self._generate, _OURS)}
+        methods = {"generate": _like_upstreams(whole, self.whole, _OURS)}
         if hasattr(theirs, "generate_stream"):
             streamed = _named(kind.generate_stream, theirs.generate_stream)
             methods["generate_stream"] = _like_upstreams(streamed, self._generate_stream, _OURS)
@@ -60,19 +61,24 @@ class Patch(ExitStack):
         self.close()
 
     def _generate_stream(self, tts: ChatterboxTTS, print_metrics: bool = False, **wanted: Any) -> Measured:
-        request, recording = self._asked(tts, **wanted)
-
-        def made(clock: StageClock) -> Chunks:
-            voiced = _voiced(tts, request, recording)  # within the measured time, as upstream has it
-            yield from chunks(tts, voiced, clock)
-
-        stream = spoken(tts, request, made)
+        stream = self.streamed(tts, **wanted)
         return _reported(stream) if print_metrics else stream
 
-    def _generate(self, tts: ChatterboxTTS, **wanted: Any) -> torch.Tensor:
-        return said(tts, _voiced(tts, *self._asked(tts, **wanted)))
+    def streamed(self, tts: ChatterboxTTS, text: str, **wanted: Any) -> Measured:
+        """What ``generate_stream`` gives for the arguments of its call, ``print_metrics`` aside."""
+        request, recording = self.asked(tts, text, **wanted)
 
-    def _asked(
+        def made(clock: StageClock) -> Chunks:
+            own = voiced(tts, request, recording)  # within the measured time, as upstream has it
+            yield from chunks(tts, own, clock)
+
+        return spoken(tts, request, made)
+
+    def whole(self, tts: ChatterboxTTS, text: str, **wanted: Any) -> torch.Tensor:
+        """What ``generate`` gives for the arguments of its call."""
+        return said(tts, voiced(tts, *self.asked(tts, text, **wanted)))
+
+    def asked(
         self, tts: ChatterboxTTS, text: str, audio_prompt_path: Any = None, **wanted: Any
     ) -> tuple[Request, recordings.Recording | None]:
         """The call, checked, and the recording whose voice it wants, read: both are what they are now."""
@@ -89,7 +95,7 @@ def prepare_conditionals(tts: ChatterboxTTS, wav_fpath: Any, exaggeration: float
     tts.conds = recordings.prepared(tts, recordings.taken(tts, wav_fpath, norm_loudness), exaggeration)
 
 
-def _voiced(tts: ChatterboxTTS, request: Request, recording: recordings.Recording | None) -> Request:
+def voiced(tts: ChatterboxTTS, request: Request, recording: recordings.Recording | None) -> Request:
     """The request with the recording's voice, which is the model's own from now on, as with upstream."""
     if recording is None:
         return request
@@ -108,7 +114,9 @@ def _parameters(function: Callable[..., Any]) -> list[str]:
     return list(inspect.signature(function).parameters)
 
 
-def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
+def patch(
+    tts: ChatterboxTTS, *, kind: Callable[[ChatterboxTTS, StreamSettings], Patch] = Patch, **overrides: Any
+) -> Patch:
     """Puts this package behind a model's own methods, with upstream's signatures.
 
     A release whose models do not stream gets ``generate_stream`` beside its ``generate``, with the same arguments and
@@ -121,6 +129,7 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
         tts: a Chatterbox that is not patched yet: of chatterbox-streaming, English, Multilingual, Turbo or Nano of
             chatterbox-tts or chatterbox-light, or of a class derived from these. Turbo and Nano ignore ``cfg_weight``
             and ``exaggeration``, as their release does, but not a ``min_p`` that is given.
+        kind: what makes the patch, once all is checked: `Patch`, or a class derived from it.
         **overrides: fields of `StreamSettings` that upstream's signature does not have, such as ``analyzer="probe"``.
 
     Raises:
@@ -134,7 +143,7 @@ def patch(tts: ChatterboxTTS, **overrides: Any) -> Patch:
     of_calls = taken.keys() | _OURS.keys() | ({"language"} if "language_id" in taken else set())
     for name in overrides.keys() & of_calls:
         raise ValueError(f"{name}={overrides[name]!r}: belongs to generate_stream's own arguments, pass it there")
-    return Patch(tts, StreamSettings().replace(**overrides))
+    return kind(tts, StreamSettings().replace(**overrides))
 
 
 def _like_upstreams(

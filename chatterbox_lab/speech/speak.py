@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
+from itertools import takewhile
 from threading import Event
 from typing import Any, NamedTuple
 
@@ -17,13 +18,13 @@ from ..engine.overlap import overlapped
 from ..engine.request import Request, checked
 from ..engine.settings import BALANCED, StreamSettings, whole_number
 from ..engine.stream import renderer_of, watermark
-from ..engine.t3.decode import token_chunks
+from ..engine.t3.decode import token_chunks, tokens
 from ..engine.variants import encode
 from ..host import apart, working_apart
 from .sentences import LONGEST, Pauses, Utterance, utterances
 from .spoken import Wording, has_words
 
-_ANY = "Hello."
+ANY = "Hello."
 """Stands for a text that has not arrived yet while the other arguments are checked."""
 _EDGE = 0.01
 """Seconds over which sound fades beside a pause: in its last 10 ms, which know no future, the vocoder clicks."""
@@ -79,16 +80,16 @@ def speak(
             that is no string. As with any error of the iterable's own, what was complete is spoken first.
         ValueError: names the argument, its value and what is allowed; at its end, a text with nothing to say.
     """
-    base = checked(tts, _ANY, settings, seed=seed, max_new_tokens=max_new_tokens, stop=stop, **overrides)
+    base = checked(tts, ANY, settings, seed=seed, max_new_tokens=max_new_tokens, stop=stop, **overrides)
     longest = whole_number("longest", longest, 40, 400)
     if not isinstance(pauses, (Pauses, type(None))):
         raise ValueError(f"pauses={pauses!r}: must be a Pauses, such as Pauses(sentence=0.3)")
-    said = utterances(_pieces(text), pauses, longest)
+    said = utterances(pieces_of(text), pauses, longest)
     clock = StageClock(tts.t3.device, whole=not base.settings.overlap)
-    return measured(_chunks(tts, base, said, clock), clock, tts.sr)
+    return measured(chunks(tts, base, said, clock), clock, tts.sr)
 
 
-def _pieces(text: Any) -> Iterable[str]:
+def pieces_of(text: Any) -> Iterable[str]:
     """The text as what is iterated over. Raises TypeError or ValueError for what cannot be."""
     if isinstance(text, str):
         if not has_words(text):
@@ -111,7 +112,7 @@ class _Part(NamedTuple):
 _NO_TOKENS = torch.zeros(0, dtype=torch.long)
 
 
-def _chunks(tts: ChatterboxTTS, base: Request, said: Iterator[Utterance], clock: StageClock) -> Chunks:
+def chunks(tts: ChatterboxTTS, base: Request, said: Iterator[Utterance], clock: StageClock) -> Chunks:
     """The audio (1, samples) of each chunk in turn, with ``t3``, ``s3gen`` and ``watermark`` on the clock."""
     with apart(tts.device):
         sound = _Sound(tts, base, clock)
@@ -128,13 +129,34 @@ def _chunks(tts: ChatterboxTTS, base: Request, said: Iterator[Utterance], clock:
                 yield audio
 
 
+def whole(tts: ChatterboxTTS, base: Request, said: Iterator[Utterance]) -> torch.Tensor:
+    """All of it at once, (1, samples), float32 on the CPU: each utterance is one chunk, rendered as one window.
+
+    Once stopped, it ends with the token that it is at.
+    """
+    base, clock = replace(base, settings=base.settings.replace(flow="window")), StageClock(tts.t3.device)
+    with apart(tts.device):
+        sound, made = _Sound(tts, base, clock), []
+    with closing(_parts(tts, base, said, clock, spoken=_in_one)) as parts:
+        for part in parts:
+            with apart(tts.device):
+                made.append(sound.marked(sound.rendered(*part)))
+    return torch.cat(made, dim=1)
+
+
 def _parts(
-    tts: ChatterboxTTS, base: Request, said: Iterator[Utterance], clock: StageClock, halted: Event | None = None
+    tts: ChatterboxTTS,
+    base: Request,
+    said: Iterator[Utterance],
+    clock: StageClock,
+    halted: Event | None = None,
+    spoken: Callable[..., Generator[_Part, None, None]] | None = None,
 ) -> Generator[_Part, None, None]:
     """The tokens of all utterances; an error of the text comes after what it leaves complete was given out.
 
     The text is waited for as the caller has set PyTorch up, which is the caller's own code.
     """
+    spoken = spoken or _in_chunks
     wording, number, anything, stopped = Wording(tts, base.settings.language), 0, False, False
     with closing(said):
         try:
@@ -143,7 +165,7 @@ def _parts(
                 anything = anything or bool(words) or utterance.pause > 0
                 if words:
                     request = _request(tts, base, words, number)
-                    yield from working_apart(_spoken(tts, request, utterance, clock, halted), tts.device)
+                    yield from working_apart(spoken(tts, request, utterance, clock, halted), tts.device)
                     number += 1
                 elif utterance.pause:
                     yield _Part(_NO_TOKENS, utterance.pause)
@@ -172,13 +194,23 @@ def seed_of(seed: int | None, number: int) -> int | None:
     return int.from_bytes(hashlib.blake2b(f"{seed}/{number}".encode(), digest_size=8).digest(), "big") >> 1
 
 
-def _spoken(
+def _in_chunks(
     tts: ChatterboxTTS, request: Request, utterance: Utterance, clock: StageClock, halted: Event | None
 ) -> Generator[_Part, None, None]:
-    closed = utterance.pause if utterance.pause or utterance.last else None
     with closing(token_chunks(tts, request, clock, halted)) as chunks:
         for new, ended in chunks:
-            yield _Part(new, closed if ended else None)
+            yield _Part(new, _silence(utterance) if ended else None)
+
+
+def _in_one(tts: ChatterboxTTS, request: Request, utterance: Utterance, *_: Any) -> Generator[_Part, None, None]:
+    with closing(tokens(tts, request)) as stream:
+        said = list(takewhile(lambda _: not request.stop.is_set(), stream))
+    yield _Part(request.variant.ended(torch.cat([_NO_TOKENS.to(tts.device), *said])), _silence(utterance))
+
+
+def _silence(utterance: Utterance) -> float | None:
+    """Seconds after an utterance; None where the next goes on with a cross-fade."""
+    return utterance.pause if utterance.pause or utterance.last else None
 
 
 class _Sound:
