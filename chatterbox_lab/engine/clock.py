@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+import warnings
 from collections import Counter
 from collections.abc import Generator, Iterator
 from contextlib import contextmanager
@@ -76,13 +77,25 @@ class StageClock:
     """Seconds and calls per named stage, with the device synchronised at both ends of each measurement.
 
     Several threads may share a clock if each has stages of its own. With ``whole=False`` a thread waits only for its
-    own CUDA stream, not for what others have given to the device.
+    own CUDA stream, not for what others have given to the device. What T3 tells about its speech is kept beside them:
+    ``words`` and ``ended``, as in `StreamMetrics`, and the seconds of speech and pauses that it has ``decoded``.
     """
 
     def __init__(self, device: str | torch.device, whole: bool = True) -> None:
         self.device, self.whole = device, whole
         self.seconds: Counter[str] = Counter()
         self.calls: Counter[str] = Counter()
+        self.words: list[Word] = []
+        self.ended: Ended | None = None
+        self.limit, self.decoded = 0, 0.0
+
+    def tell_end(self, how: Ended, limit: int) -> None:
+        """Notes how an utterance ended; of several, a limit counts for more than the guard, and that than a stop.
+
+        A ``limit`` of so many tokens is warned of at the stream's end; 0 is one that was wanted.
+        """
+        self.limit = limit if how == "limit" else self.limit
+        self.ended = max(filter(None, (self.ended, how)), key=("stop", "guard", "limit").index)
 
     def now(self) -> float:
         """A monotonic time in seconds, read once the device (or this thread's stream) is idle."""
@@ -112,10 +125,11 @@ def measured(chunks: Chunks, clock: StageClock, sample_rate: int) -> Measured:
 
     Args:
         chunks: a generator of audio tensors, (1, samples).
-        clock: adds up stages ``t3``, ``s3gen`` and ``watermark`` inside ``chunks``, and counts ``token`` calls.
+        clock: adds up stages ``t3``, ``s3gen`` and ``watermark`` inside ``chunks``, counts ``token`` calls, and is told
+            words and how it ended.
         sample_rate: samples per second of the audio.
     """
-    metrics = StreamMetrics()
+    metrics = StreamMetrics(words=clock.words)
     if torch.device(clock.device).type == "cuda":
         torch.cuda.reset_peak_memory_stats(clock.device)
     elapsed = samples = 0
@@ -135,10 +149,19 @@ def measured(chunks: Chunks, clock: StageClock, sample_rate: int) -> Measured:
             metrics.tokens = clock.calls["token"]
             metrics.peak_memory_bytes = max(metrics.peak_memory_bytes, memory_in_use(clock.device))
             if audio is None:
+                metrics.ended = clock.ended
+                if clock.limit:
+                    warn_of(clock.limit)
                 return
             yield audio, metrics
     finally:
         chunks.close()
+
+
+def warn_of(limit: int, above: int = 3) -> None:
+    """Warns who called, so many frames above, that speech was cut: it sounds like any other end."""
+    cut = "the speech was cut there; give more, or chatterbox_lab.speak a long text"
+    warnings.warn(f"max_new_tokens={limit}: {cut}", UserWarning, stacklevel=above)
 
 
 def memory_in_use(device: str | torch.device) -> int:

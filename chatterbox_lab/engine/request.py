@@ -14,6 +14,7 @@ from ..host import apart
 from ..kept import notice
 from .settings import BALANCED, StreamSettings, whole_number
 from .t3.backends import backend_of
+from .t3.words import TextWord, text_words
 from .variants import STREAMING, Variant, variant_of
 from .variants import encode as encode_text
 
@@ -30,6 +31,7 @@ class Request:
         max_new_tokens: the most speech tokens (25 a second).
         stop: ends the speech with the token that is being made, once any thread has set it.
         variant: what kind of model it is for.
+        words: where in the text tokens they are, if the alignment is read.
     """
 
     text_tokens: torch.Tensor
@@ -39,6 +41,7 @@ class Request:
     max_new_tokens: int = 1000
     stop: Event = field(default_factory=Event)
     variant: Variant = STREAMING
+    words: tuple[TextWord, ...] = ()
 
 
 def checked(
@@ -73,7 +76,8 @@ def checked(
         voice = voice_of(tts, tts.conds, settings.exaggeration) if voiced else None
         for part in (tts.t3, tts.s3gen.flow, tts.s3gen.mel2wav):
             notice(part)
-    return Request(text_tokens, voice, settings, seed, max_new_tokens, stop, variant)
+    words = () if settings.analyzer == "off" else text_words(tts, text, text_tokens)
+    return Request(text_tokens, voice, settings, seed, max_new_tokens, stop, variant, words)
 
 
 def voice_of(tts: ChatterboxTTS, conds: Conditionals, exaggeration: float) -> Conditionals:

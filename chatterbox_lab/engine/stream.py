@@ -15,13 +15,14 @@ import torch.nn.functional as F
 from chatterbox.tts import ChatterboxTTS
 
 from ..host import apart, working_apart
-from .clock import Chunks, Measured, StageClock, measured
+from .clock import Chunks, Measured, StageClock, measured, warn_of
 from .overlap import overlapped
 from .request import Request, checked
 from .s3gen.flow import FlowPlan
 from .s3gen.render import Renderer
 from .settings import BALANCED, StreamSettings
 from .t3.decode import token_chunks, tokens
+from .t3.words import Account
 from .variants import variant_of
 
 _WATERMARK_BLOCK = 960  # PerTh crops what does not fill its hop of 240 samples at 24 kHz, and needs over 768
@@ -104,9 +105,13 @@ def generate(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED,
 
 def said(tts: ChatterboxTTS, request: Request) -> torch.Tensor:
     """The whole utterance of a request, (1, samples), float32 on the CPU."""
+    account = Account((), request.text_tokens.shape[1], [])
     with apart(tts.device):
-        codes = request.variant.ended(_all_tokens(tts, request))
-        return _rendered(tts, codes, request.settings, request.seed, request.voice.gen)
+        codes = request.variant.ended(_all_tokens(tts, request, account))
+        audio = _rendered(tts, codes, request.settings, request.seed, request.voice.gen)
+    if account.ended == "limit" and not request.settings.ignore_eos:
+        warn_of(request.max_new_tokens, 4)
+    return audio
 
 
 def speech_tokens(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALANCED, **arguments: Any) -> torch.Tensor:
@@ -116,8 +121,8 @@ def speech_tokens(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALA
         return _all_tokens(tts, request)
 
 
-def _all_tokens(tts: ChatterboxTTS, request: Request) -> torch.Tensor:
-    with closing(tokens(tts, request)) as stream:
+def _all_tokens(tts: ChatterboxTTS, request: Request, account: Account | None = None) -> torch.Tensor:
+    with closing(tokens(tts, request, account)) as stream:
         found = list(takewhile(lambda _: not request.stop.is_set(), stream))
     return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.long)
 

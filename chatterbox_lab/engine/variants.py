@@ -79,12 +79,12 @@ _LATER_NUMBERS = {"repetition_penalty": 1.2, "top_p": 1.0, "min_p": 0.05, "top_k
 STREAMING = Variant(
     "the streaming fork",
     ("temperature", "penalty", "min_p", "top_p", "top_k"),
-    _FORK_NUMBERS | {"guard": False, "rules": rules.FORK},
+    _FORK_NUMBERS | {"guard": False, "rules": rules.SAFE},
     FORK_HEADS,
     codes=None,
 )
 """chatterbox-streaming 0.1.2, whose numbers are fixed in ``ChatterboxTTS.inference_stream``."""
-ENGLISH = Variant("English", _LATER_ORDER, _LATER_NUMBERS | {"guard": False, "rules": rules.LATER})
+ENGLISH = Variant("English", _LATER_ORDER, _LATER_NUMBERS | {"guard": False, "rules": rules.SAFE})
 """``ChatterboxTTS`` of chatterbox-tts 0.1.7 and chatterbox-light 1.0."""
 MULTILINGUAL = Variant(
     "Multilingual",
@@ -96,14 +96,14 @@ MULTILINGUAL = Variant(
 MULTILINGUAL_UNGUARDED = replace(
     MULTILINGUAL,
     name="Multilingual without an analyzer",
-    defaults=_LATER_NUMBERS | {"guard": False, "rules": rules.LATER},
+    defaults=_LATER_NUMBERS | {"guard": False, "rules": rules.SAFE},
     unsaid=1,
 )
 """That of chatterbox-light 1.0, with which Multilingual v3 came: the sound of the last token is cut off as noise."""
 TURBO = Variant(
     "Turbo",
     ("temperature", "top_k", "top_p", "min_p", "penalty"),
-    {"repetition_penalty": 1.2, "top_p": 0.95, "min_p": 0.0, "top_k": 1000, "guard": False, "rules": rules.LATER},
+    {"repetition_penalty": 1.2, "top_p": 0.95, "min_p": 0.0, "top_k": 1000, "guard": False, "rules": rules.SAFE},
     heads=(),
     starts=1,
     rows=1,

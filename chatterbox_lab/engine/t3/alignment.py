@@ -7,6 +7,7 @@ Sums are kept instead of the whole alignment matrix, so a step costs the same ho
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -17,6 +18,8 @@ from .rules import FORK, Rules
 # Thresholds and spans of upstream's analyzer, which gives no source for them.
 _JUMP_BACK, _JUMP_AHEAD = -4, 7  # text tokens that the position may move by, both excluded
 _LAST_WORDS = 3  # text tokens that count as the end: the stop token itself is seldom attended to
+LAST_SOUND = 2
+"""Speech tokens, 80 ms, that are heard in any case after the speech has left the end of its text."""
 _STOP_LOGIT = 2.0**15  # outweighs any logit and fits every 16-bit float
 
 
@@ -31,6 +34,7 @@ class Alignment:
     long_tail: bool
     repetition: bool
     equal_tokens: bool
+    trailing: bool
     stop: Literal["force", "suppress"] | None
 
 
@@ -74,7 +78,9 @@ class AlignmentTracker:
         repetition = self.complete and self._repeated > rules.repetition
         equal = self._equal >= rules.equal_tokens
         stop = "force" if long_tail or repetition or equal else "suppress" if suppressed else None
-        return Alignment(self.position, self.started, self.complete, discontinuity, long_tail, repetition, equal, stop)
+        trailing = self.complete and attended < self._end
+        found = self.position, self.started, self.complete, discontinuity, long_tail, repetition, equal
+        return Alignment(*found, trailing, stop)
 
     @property
     def _end(self) -> int:
@@ -93,6 +99,31 @@ class AlignmentTracker:
             earlier = rows[:, :-5]
             self._repeated += float(earlier.max(1).values.sum()) if earlier.shape[1] else 0.0
         self.complete = self.complete or self.position >= self._end
+
+
+class Guard:
+    """Leads one utterance to its end by the alignment: holds T3 back from stopping early, and from going on.
+
+    Args:
+        text_tokens: length of the text in tokens, start and stop included.
+        rules: when to act.
+        acts: or only looks on.
+    """
+
+    def __init__(self, text_tokens: int, rules: Rules, acts: bool) -> None:
+        self.tracker, self.rules, self.acts = AlignmentTracker(text_tokens, rules), rules, acts
+        self.forces = self.trailing = False
+        self.most = rules.most(text_tokens) if acts else math.inf
+        """Speech tokens of the utterance at most."""
+
+    def led(self, logits: torch.Tensor, rows: torch.Tensor, token: int, stop_token: int) -> torch.Tensor:
+        """The logits (..., V) of the step with these attention rows, after this token, as the guard wants them."""
+        alignment = self.tracker.update(rows, token)
+        if not self.acts:
+            return logits
+        self.forces = alignment.stop == "force"
+        self.trailing = self.rules.trims and alignment.trailing
+        return guard_logits(logits.float(), alignment, stop_token)
 
 
 def guard_logits(logits: torch.Tensor, alignment: Alignment, stop_token: int) -> torch.Tensor:

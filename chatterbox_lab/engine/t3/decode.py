@@ -16,15 +16,17 @@ from chatterbox.tts import ChatterboxTTS
 
 from ...host import switches_kept
 from ...kept import Recent, kept
-from ..clock import StageClock
+from ..clock import Ended, StageClock
 from ..request import Request
 from ..request import conditioning as conditioning
+from ..schedule import TOKEN_SECONDS
 from ..settings import StreamSettings
 from ..variants import STREAMING, Variant
-from .alignment import AlignmentTracker, guard_logits
+from .alignment import LAST_SOUND, Guard
 from .backends import BACKENDS, Setup, Span, Stepper, backend_of
 from .eager import embed
 from .sampling import Sampling
+from .words import Account
 
 _AHEAD = 8
 """Decode steps that a GPU is given before the host waits to see whether one of them was the last."""
@@ -35,29 +37,38 @@ def token_chunks(
 ) -> Generator[tuple[torch.Tensor, bool], None, None]:
     """The new speech tokens (n,) of each chunk, and whether it is the last; n may be 0 for the last.
 
-    T3's work is stage ``t3`` on the clock. Once ``halted`` or the request's ``stop`` is set, T3 ends with the token
-    that it is at, and what does not fill a chunk is dropped.
+    T3's work is stage ``t3`` on the clock, which is also told the words, how many seconds have been decoded, and how
+    the speech ended. Once ``halted`` or the request's ``stop`` is set, T3 ends with the token that it is at, and what
+    does not fill a chunk is dropped.
     """
     ends = [request.stop] + ([] if halted is None else [halted])
     sizes, said, last = request.settings.chunk_sizes(), 0, False
-    with closing(tokens(tts, request)) as stream:  # an error must not leave T3 suspended
+    account = Account(request.words, request.text_tokens.shape[1], clock.words, clock.decoded)
+    with closing(tokens(tts, request, account)) as stream:  # an error must not leave T3 suspended
         while not last:
             size = next(sizes)
             with clock.stage("t3"):
                 new = list(takewhile(lambda _: not any(end.is_set() for end in ends), islice(stream, size)))
                 chunk = torch.cat(new) if new else torch.zeros(0, dtype=torch.long)
             if any(end.is_set() for end in ends):
+                clock.ended = None
                 return
             said += len(new)
             last = len(new) < size or said == request.max_new_tokens
-            yield request.variant.ended(chunk) if last else chunk, last
+            if last:
+                account.end("limit", said)  # where that is how it ended, T3 is suspended after its last token
+                clock.tell_end(account.ended, 0 if request.settings.ignore_eos else request.max_new_tokens)
+                chunk = request.variant.ended(chunk)
+            clock.decoded += len(chunk) * TOKEN_SECONDS
+            yield chunk, last
 
 
-def tokens(tts: ChatterboxTTS, request: Request) -> Generator[torch.Tensor, None, None]:
+def tokens(tts: ChatterboxTTS, request: Request, account: Account | None = None) -> Generator[torch.Tensor, None, None]:
     """The speech tokens of a request that are rendered, one at a time (see `decode`)."""
     generator = None if request.seed is None else torch.Generator(tts.t3.device).manual_seed(request.seed)
     given, fixed = (request.voice.t3, request.text_tokens, request.settings), {"variant": request.variant}
-    stream = decode(tts.t3, *given, generator=generator, max_new_tokens=request.max_new_tokens, **fixed)
+    fixed |= {"generator": generator, "max_new_tokens": request.max_new_tokens, "account": account}
+    stream = decode(tts.t3, *given, **fixed)
     return _without_the_last(stream, request.variant.unsaid) if request.variant.unsaid else stream
 
 
@@ -84,6 +95,7 @@ def decode(
     generator: torch.Generator | None = None,
     max_new_tokens: int = 1000,
     variant: Variant = STREAMING,
+    account: Account | None = None,
 ) -> Generator[torch.Tensor, None, None]:
     """Samples speech tokens until the stop token or ``max_new_tokens``.
 
@@ -96,35 +108,71 @@ def decode(
         generator: of the sampling, on T3's device; None is PyTorch's default generator.
         max_new_tokens: the most tokens to sample, the stop token included.
         variant: the kind of model: its sampling, the heads from which alignment is read, what is speech.
+        account: is told each step's attention, where it is read, and how the speech ended.
 
     Yields:
         One token at a time, int64 (1,), on T3's device; never the stop token or another start token.
     """
     settings = variant.settled(settings)
     embeds, text = prompt(t3, cond, text_tokens, variant.starts)
-    tracker = AlignmentTracker(text_tokens.shape[1], settings.rules) if settings.guard else None
+    guard = Guard(text_tokens.shape[1], settings.rules, not settings.ignore_eos) if settings.guard else None
     start, stop = t3.hp.start_speech_token, t3.hp.stop_speech_token
     end = t3.hp.speech_tokens_dict_size if variant.codes is None else variant.codes
-    ahead = _AHEAD if t3.device.type == "cuda" and tracker is None else 1
-    said, last = 0, start
+    most = max_new_tokens if guard is None else min(max_new_tokens, guard.most)
+    how: Ended = "limit" if most == max_new_tokens else "guard"
+    held, given = list[torch.Tensor](), 0
     fixed = {"variant": variant, "generator": generator, "rows": len(text_tokens)}
-    with stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, **fixed) as stepper:
-        while said < max_new_tokens:
-            picked = []
-            for _ in range(steps_ahead(ahead, settings.chunk_size, said, max_new_tokens)):
-                logits = stepper.step(said) if said else stepper.prefill(embeds, text[0])
-                if tracker is not None:
-                    alignment = tracker.update(stepper.rows, last)
-                    if not settings.ignore_eos:
-                        logits = guard_logits(logits.float(), alignment, stop)
-                picked.append(stepper.pick(logits)[0])
-                said += 1
-            for token, code in zip(picked, torch.cat(picked).tolist(), strict=True):  # waits for the device
-                last = code
-                if code == stop:
-                    return
-                if code != start and code < end:
-                    yield token
+    with (
+        stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, **fixed) as stepper,
+        closing(_steps(stepper, embeds, text[0], settings, most, (start, stop), guard, account)) as steps,
+    ):
+        for token, code, row in steps:
+            if row is not None:
+                account.heard(row, given + len(held))
+            if code == stop:
+                how = "guard" if guard is not None and guard.forces else "stop"
+                break
+            if code != start and code < end:
+                held.append(token)
+            if guard is None or not guard.trailing:
+                yield from held
+                given, held = given + len(held), []
+    kept = held[:LAST_SOUND]
+    if account is not None:
+        account.end(how, given + len(kept))
+    yield from kept
+
+
+def _steps(
+    stepper: Stepper,
+    embeds: torch.Tensor,
+    voice: int,
+    settings: StreamSettings,
+    most: int,
+    edges: tuple[int, int],
+    guard: Guard | None,
+    account: Account | None,
+) -> Generator[tuple[torch.Tensor, int, torch.Tensor | None], None, None]:
+    """Each token (1,) that is sampled, its number, and the attention (text tokens,) behind it for the ``account``.
+
+    ``edges`` are the start and the stop token.
+    """
+    on_gpu, reads = embeds.device.type == "cuda", account is not None and account.reads
+    ahead, said, last = _AHEAD if on_gpu and guard is None else 1, 0, edges[0]
+    while said < most:
+        picked, rows = [], []
+        for _ in range(steps_ahead(ahead, settings.chunk_size, said, most)):
+            logits = stepper.step(said) if said else stepper.prefill(embeds, voice)
+            if reads:
+                rows.append(stepper.rows[-1].clone())  # a graph writes the next step's into the same memory
+            if guard is not None:
+                logits = guard.led(logits, stepper.rows, last, edges[1])
+            picked.append(stepper.pick(logits)[0])
+            said += 1
+        seen = torch.stack(rows).cpu() if reads else [None] * len(picked)
+        for token, code, row in zip(picked, torch.cat(picked).tolist(), seen, strict=True):  # waits for the device
+            last = code
+            yield token, code, row
 
 
 def steps_ahead(ahead: int, chunk_size: int, said: int, most: int) -> int:

@@ -16,6 +16,10 @@ class Rules:
         repetition: attention on earlier text after completion, beyond which the end is forced.
         equal_tokens: as many equal speech tokens in a row force the end, at least 2.
         shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed.
+        cap: speech tokens at most for each text token, besides ``cap_beside``.
+        cap_beside: speech tokens that a text of any length may take besides.
+        trims: whether speech that has said all of its text, and looks back into it when it ends, is cut to where it
+            left the text's end. It is held back until that is known.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -25,17 +29,29 @@ class Rules:
     repetition: float = 5.0
     equal_tokens: float = 3
     shortest: float = 5
+    cap: float = 6.0
+    cap_beside: float = 25.0
+    trims: bool = True
 
     def __post_init__(self) -> None:
         least = {"equal_tokens": 2}
-        for name in (field.name for field in fields(self)):
+        if not isinstance(self.trims, bool):
+            raise ValueError(f"trims={self.trims!r}: must be True or False")
+        for name in (field.name for field in fields(self) if field.name != "trims"):
             value, lowest = getattr(self, name), least.get(name, 0)
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= lowest:
                 raise ValueError(f"{name}={value!r}: must be a number from {lowest}, or infinity")
 
+    def most(self, text_tokens: int) -> float:
+        """Speech tokens at most for a text of so many tokens, start and stop included."""
+        return self.cap_beside + self.cap * max(0, text_tokens - 2)
 
-FORK = Rules(long_tail=10.0, equal_tokens=math.inf, shortest=0)
+
+SAFE = Rules()
+"""What is left when rules that did harm are gone (notebook 08)."""
+AS_RELEASED = {"cap": math.inf, "trims": False}
+FORK = Rules(long_tail=10.0, equal_tokens=math.inf, shortest=0, **AS_RELEASED)
 """As in the analyzer of chatterbox-streaming 0.1.2, where the rules are present but never called."""
-LATER = Rules()
+LATER = Rules(**AS_RELEASED)
 """As in Multilingual of chatterbox-tts 0.1.7, except that three equal tokens force the end, which its comment says, and
 not two, as its code has it: a held vowel has two."""
