@@ -47,6 +47,9 @@ COMMANDS = {
         "study.calls", "what upstream's calls do to those after them in one process", "--model lab --after 0 5 20"
     ),
     "trials": Command("study.trials", "what recogniser and listeners say of every way to render", "--sentences 10"),
+    "paragraphs": Command(
+        "study.paragraphs", "long texts whole, in utterances and sentence by sentence", "--paragraphs 10"
+    ),
     "words": Command("training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"),
     "releases": Command(
         "study.releases", "what other releases of transformers do (downloads them)", "--cache build/releases"

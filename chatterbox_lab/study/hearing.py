@@ -163,6 +163,16 @@ def silent_end(audio: torch.Tensor) -> float:
     return (len(samples) - (int(loud[-1]) + 1 if len(loud) else 0)) / S3GEN_SR
 
 
+def silences(audio: torch.Tensor, level: float = _QUIET) -> list[tuple[int, int]]:
+    """The stretches of samples (first, end) whose amplitude is at most ``level``, -50 dB of full scale if not given.
+
+    Sound passes zero as well, so single samples are among them: choose by length.
+    """
+    quiet = np.concatenate([[False], np.abs(_samples(audio)) <= level, [False]])
+    edges = np.flatnonzero(quiet[1:] != quiet[:-1])
+    return [(int(start), int(end)) for start, end in zip(edges[::2], edges[1::2], strict=True)]
+
+
 def _checked(seams: Sequence[int], length: int) -> Sequence[int]:
     wrong = [seam for seam in seams if not 0 < seam < length]
     if wrong:
