@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # for editors; each is imported at its first use, because the
     from .speech.patch import patch
     from .speech.sentences import Pauses
     from .speech.speak import speak
+    from .speech.subtitles import subtitles
     from .study.costs import recommend
     from .study.machine import tune_torch
     from .study.upstream import upstream_stream, upstream_tokens
@@ -43,6 +44,7 @@ __all__ = [
     "recommend",
     "speak",
     "speech_tokens",
+    "subtitles",
     "tune_torch",
     "upstream_stream",
     "upstream_tokens",
@@ -64,6 +66,7 @@ _LAZY = dict.fromkeys(("ADAPTIVE", "BALANCED", "BASELINE", "BEST_RTF", "FAST", "
     "recommend": "study.costs",
     "speak": "speech.speak",
     "speech_tokens": "engine.stream",
+    "subtitles": "speech.subtitles",
     "tune_torch": "study.machine",
     "upstream_stream": "study.upstream",
     "upstream_tokens": "study.upstream",
