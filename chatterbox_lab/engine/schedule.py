@@ -31,7 +31,7 @@ class Costs:
         chunk: rendering and watermark, per chunk: ``a`` of the model. A fit may find it below 0.
         window_token: the same, per token of the window: ``b``.
         prompt_tokens: tokens of the voice prompt that is part of every window.
-        error: by how much a chunk may exceed the model, as a share of it; `growing` and `smallest_chunk` allow for it.
+        error: by how much a chunk may exceed the model, as a share of it; `Growing` and `smallest_chunk` allow for it.
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -80,7 +80,7 @@ class Costs:
     def smallest_chunk(self, context_window: int, fade: float = 0.0) -> int | None:
         """The smallest chunk that is never slower than its own sound, in tokens; None if every size is.
 
-        A stream that starts with it, and goes on with it or with what `growing` allows, never starves its listener.
+        A stream that starts with it, and goes on with it or with what `Growing` allows, never starves its listener.
         ``fade`` seconds of each chunk are held back for the next (`StreamSettings.fade_duration`).
         """
         slow = self.slower(1 + self.error)
@@ -100,27 +100,53 @@ def fixed(settings: StreamSettings) -> Iterator[int]:
     return repeat(settings.chunk_size)
 
 
-def growing(settings: StreamSettings) -> Iterator[int]:
+class Growing:
     """Chunk sizes in tokens without end: ``chunk_size`` first, each next as large as the play-out buffer allows.
 
     The buffer is what the listener has still to hear when a chunk arrives, by the cost model and its error: the next
     chunk may take as long as that. A chunk is never smaller than the first, even where the listener has to wait for
-    it, nor larger than ``max_chunk_size``. The sizes depend on the settings alone, so a stream can be repeated.
+    it, nor larger than ``max_chunk_size``. The sizes depend on the settings, and on how long utterances become, and
+    not on the clock, so a stream can be repeated. A text of several utterances goes on with what is left to be heard.
     """
-    first, most, context_window = settings.chunk_size, settings.max_chunk_size, settings.context
-    slow = settings.costs.slower(1 + settings.costs.error)
-    each = slow.token + slow.window_token
-    size, said, buffer = first, 0, -settings.fade
-    while True:
-        yield size
-        said += size
-        buffer += size * TOKEN_SECONDS
-        before = min(context_window, said)
-        room = buffer - slow.render_seconds(0, before)
-        fitting = math.floor(room / each + 1e-9) if each else most
-        size = min(most, max(first, fitting))
-        buffer = max(0.0, buffer - slow.chunk_seconds(size, before))
+
+    def __init__(self, settings: StreamSettings) -> None:
+        self.first, self.most = settings.chunk_size, settings.max_chunk_size
+        self.context, self.fade = settings.context, settings.fade
+        self.slow = settings.costs.slower(1 + settings.costs.error)
+        self.size = self.said = 0  # tokens of the chunk that is under way, and of those before it
+        self.buffer: float | None = None  # seconds; None before anything is heard
+        self.held = self.prefill = 0.0  # seconds for the cross-fade, and until an utterance begins
+
+    def __iter__(self) -> Growing:
+        return self
+
+    def __next__(self) -> int:
+        if self.size:
+            self._arrived(self.size, self.fade)
+        self.size = self.first if self.buffer is None else self._fitting(self.buffer)
+        return self.size
+
+    def _fitting(self, buffer: float) -> int:
+        each = self.slow.token + self.slow.window_token
+        room = buffer - self.prefill - self.slow.render_seconds(0, min(self.context, self.said))
+        fitting = math.floor(room / each + 1e-9) if each else self.most
+        return min(self.most, max(self.first, fitting))
+
+    def _arrived(self, new: int, holds: float) -> None:
+        took = self.prefill + self.slow.chunk_seconds(new, min(self.context, self.said))
+        left = 0.0 if self.buffer is None else max(0.0, self.buffer - took)
+        self.buffer = left + new * TOKEN_SECONDS + (self.held - holds)
+        self.said, self.held, self.prefill = self.said + new, holds, 0.0
+
+    def ended(self, new: int, silence: float | None) -> None:
+        """The chunk under way is an utterance's last, of ``new`` tokens; another one, with its prefill, is next.
+
+        ``silence`` is seconds that follow it; None where the next utterance joins it with a cross-fade.
+        """
+        self._arrived(new, self.fade if silence is None else 0.0)
+        self.buffer += silence or 0.0
+        self.size, self.prefill = 0, self.slow.prefill
 
 
-SCHEDULES: dict[str, Callable[[StreamSettings], Iterator[int]]] = {"fixed": fixed, "grow": growing}
+SCHEDULES: dict[str, Callable[[StreamSettings], Iterator[int]]] = {"fixed": fixed, "grow": Growing}
 """By name: the sizes of a stream's chunks, in tokens and without end; none above ``StreamSettings.largest_chunk``."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
 from itertools import takewhile
@@ -16,6 +16,7 @@ from chatterbox.tts import ChatterboxTTS
 from ..engine.clock import Chunks, Measured, StageClock, measured
 from ..engine.overlap import overlapped
 from ..engine.request import Request, checked
+from ..engine.schedule import Growing
 from ..engine.settings import BALANCED, StreamSettings, whole_number
 from ..engine.stream import renderer_of, watermark
 from ..engine.t3.decode import token_chunks, tokens
@@ -63,7 +64,8 @@ def speak(
             seconds, at most 60; other tags, such as ``[laugh]``, are text. Markup is left out, and what the model's
             tokenizer does not know is, too, with a UserWarning; for a model that reads phones, as the lab voice does,
             numbers and usual abbreviations become words.
-        settings: chunk size, context, sampling and analyzer; a schedule begins anew with each utterance.
+        settings: chunk size, context, sampling and analyzer. The growing schedule goes on over utterances, by what its
+            costs say is left to be heard (of a text that is there in time); any other begins anew with each.
         seed: makes tokens and audio repeatable; None samples from PyTorch's default generator.
         max_new_tokens: the most speech tokens of an utterance (25 a second), at least 1.
         pauses: seconds of silence after utterances by their punctuation; None is `Pauses` as it is.
@@ -137,7 +139,7 @@ def whole(tts: ChatterboxTTS, base: Request, said: Iterator[Utterance]) -> torch
     base, clock = replace(base, settings=base.settings.replace(flow="window")), StageClock(tts.t3.device)
     with apart(tts.device):
         sound, made = _Sound(tts, base, clock), []
-    with closing(_parts(tts, base, said, clock, spoken=_in_one)) as parts:
+    with closing(_parts(tts, base, said, clock, in_one=True)) as parts:
         for part in parts:
             with apart(tts.device):
                 made.append(sound.marked(sound.rendered(*part)))
@@ -150,13 +152,15 @@ def _parts(
     said: Iterator[Utterance],
     clock: StageClock,
     halted: Event | None = None,
-    spoken: Callable[..., Generator[_Part, None, None]] | None = None,
+    in_one: bool = False,
 ) -> Generator[_Part, None, None]:
     """The tokens of all utterances; an error of the text comes after what it leaves complete was given out.
 
-    The text is waited for as the caller has set PyTorch up, which is the caller's own code.
+    The text is waited for as the caller has set PyTorch up, which is the caller's own code. With ``in_one`` each
+    utterance is one part.
     """
-    spoken = spoken or _in_chunks
+    sizes = base.settings.chunk_sizes()
+    plan = sizes if isinstance(sizes, Growing) else None
     wording, number, anything, stopped = Wording(tts, base.settings.language), 0, False, False
     with closing(said):
         try:
@@ -165,9 +169,13 @@ def _parts(
                 anything = anything or bool(words) or utterance.pause > 0
                 if words:
                     request = _request(tts, base, words, number)
-                    yield from working_apart(spoken(tts, request, utterance, clock, halted), tts.device)
+                    given = (tts, request, utterance)
+                    spoken = _in_one(*given) if in_one else _in_chunks(*given, clock, halted, plan)
+                    yield from working_apart(spoken, tts.device)
                     number += 1
                 elif utterance.pause:
+                    if plan is not None:
+                        plan.ended(0, utterance.pause)
                     yield _Part(_NO_TOKENS, utterance.pause)
                 stopped = base.stop.is_set() or (halted is not None and halted.is_set())
                 if stopped:
@@ -195,14 +203,21 @@ def seed_of(seed: int | None, number: int) -> int | None:
 
 
 def _in_chunks(
-    tts: ChatterboxTTS, request: Request, utterance: Utterance, clock: StageClock, halted: Event | None
+    tts: ChatterboxTTS,
+    request: Request,
+    utterance: Utterance,
+    clock: StageClock,
+    halted: Event | None,
+    plan: Growing | None,
 ) -> Generator[_Part, None, None]:
-    with closing(token_chunks(tts, request, clock, halted)) as chunks:
+    with closing(token_chunks(tts, request, clock, halted, plan)) as chunks:
         for new, ended in chunks:
+            if ended and plan is not None:
+                plan.ended(len(new), _silence(utterance))
             yield _Part(new, _silence(utterance) if ended else None)
 
 
-def _in_one(tts: ChatterboxTTS, request: Request, utterance: Utterance, *_: Any) -> Generator[_Part, None, None]:
+def _in_one(tts: ChatterboxTTS, request: Request, utterance: Utterance) -> Generator[_Part, None, None]:
     with closing(tokens(tts, request)) as stream:
         said = list(takewhile(lambda _: not request.stop.is_set(), stream))
     yield _Part(request.variant.ended(torch.cat([_NO_TOKENS.to(tts.device), *said])), _silence(utterance))

@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator
 
 import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from chatterbox_lab.engine.schedule import TOKEN_SECONDS, UNMEASURED, Costs
+from chatterbox_lab.engine.schedule import TOKEN_SECONDS, UNMEASURED, Costs, Growing
 from chatterbox_lab.engine.settings import StreamSettings
-from chatterbox_lab.study.playout import Chunk, expected, play
+from chatterbox_lab.study.playout import Chunk, Playout, expected, play
 
 FADE = 0.02
 MOST = 250
@@ -35,7 +34,7 @@ def machines(draw: st.DrawFn) -> Costs:
 CONTEXTS = st.integers(1, 200)
 
 
-def growing(costs: Costs, first: int, most: int, context: int, fade: float = 0.0) -> Iterator[int]:
+def growing(costs: Costs, first: int, most: int, context: int, fade: float = 0.0) -> Growing:
     asked = StreamSettings(chunk_size=first, max_chunk_size=most, context_window=context, fade_duration=fade)
     return asked.replace(schedule="grow", costs=costs).chunk_sizes()
 
@@ -121,6 +120,78 @@ def test_sizes_never_shrink_below_the_first_nor_depend_on_anything_else(costs: C
     assert sizes == list(itertools.islice(growing(costs, first, MOST, context, FADE), 30))
     assert sizes[0] == first
     assert all(first <= size <= MOST for size in sizes)
+
+
+def utterances(
+    costs: Costs, sizes: Growing, lengths: list[tuple[int, float | None]], fade: float = FADE
+) -> tuple[list[int], list[int], Playout]:
+    """Asked and new tokens of each chunk, and the play-out of utterances, each with its prefill and what follows it."""
+    asked, new, arrivals, seconds = [], [], [], []
+    said, clock, held = 0, 0.0, 0.0
+    for tokens, silence in lengths:
+        clock, left, last = clock + costs.prefill, tokens, False
+        while not last:
+            asked.append(next(sizes))
+            new.append(min(asked[-1], left))
+            last = new[-1] < asked[-1]
+            clock += costs.chunk_seconds(new[-1], min(sizes.context, said))
+            holds = 0.0 if last and silence is not None else fade
+            arrivals.append(clock)
+            seconds.append(new[-1] * TOKEN_SECONDS + held - holds + (silence or 0.0) * last)
+            said, left, held = said + new[-1], left - new[-1], holds
+        sizes.ended(new[-1], silence)
+    return asked, new, play(arrivals, seconds)
+
+
+LENGTHS = st.lists(st.tuples(st.integers(0, 400), st.sampled_from([None, 0.0, 0.2, 2.0])), min_size=1, max_size=12)
+
+
+@given(machines(), st.integers(2, 60), CONTEXTS, LENGTHS)
+@settings(max_examples=300)
+def test_over_utterances_only_the_smallest_chunks_are_ever_late(
+    costs: Costs, first: int, context: int, lengths: list[tuple[int, float | None]]
+) -> None:
+    for slow in (costs.slower(1 + costs.error), costs):
+        asked, new, heard = utterances(slow, growing(costs, first, MOST, context, FADE), lengths)
+        late = [size for size, level in zip(asked[1:], heard.levels, strict=True) if level < -1e-6]
+        assert set(late) <= {first}
+        assert all(first <= size <= MOST for size in asked)
+        assert sum(new) == sum(tokens for tokens, _ in lengths)
+
+
+def test_a_paragraph_goes_on_with_what_is_left_to_be_heard() -> None:
+    costs = Costs(token=0.008, prefill=0.1, chunk=0.05, window_token=0.001, prompt_tokens=75, error=0.1)
+    paragraph = [(90, 0.2)] * 8
+    asked, new, heard = utterances(costs.slower(1.1), growing(costs, 20, MOST, 50, FADE), paragraph)
+    anew = [utterances(costs, growing(costs, 20, MOST, 50, FADE), [one])[1] for one in paragraph]
+    assert heard.underruns == 0
+    assert new[: len(anew[0])] == anew[0]  # the first utterance is what it is alone
+    assert len(new) < sum(map(len, anew))
+    assert new[-1] == 90  # in one
+    alone = growing(costs, 20, MOST, 50, FADE)
+    assert asked[: len(anew[0])] == list(itertools.islice(alone, len(anew[0])))
+
+
+def test_a_pause_is_heard_and_a_prefill_is_waited_for() -> None:
+    def second(silence: float | None, prefill: float = 0.0, before: int = 60) -> int:
+        costs = Costs(token=0.01, prefill=prefill, window_token=0.0005, prompt_tokens=100)
+        sizes = growing(costs, 10, 1000, 50, FADE)
+        while before >= (size := next(sizes)):
+            before -= size
+        sizes.ended(before, silence)
+        return next(sizes)
+
+    assert second(0.0) < second(0.2) < second(1.0)
+    assert second(1.0) - second(0.5) == pytest.approx(0.5 / 0.0105, abs=1)
+    assert second(0.5, 0.3) == pytest.approx(second(0.2), abs=1)
+    assert second(None) <= second(0.0)  # the cross-fade holds back
+    assert second(0.0, prefill=9.0) == 10
+
+
+def test_a_pause_before_anything_is_said_gives_time() -> None:
+    sizes = growing(UNMEASURED, 25, 250, 50)
+    sizes.ended(0, 4.0)
+    assert next(sizes) == 200
 
 
 def test_an_unmeasured_machine_is_given_about_twice_the_chunk_each_time() -> None:

@@ -14,9 +14,11 @@ from chatterbox_lab.engine import stream
 from chatterbox_lab.engine.clock import StageClock
 from chatterbox_lab.engine.request import checked
 from chatterbox_lab.engine.s3gen.render import Renderer
+from chatterbox_lab.engine.schedule import SCHEDULES
 from chatterbox_lab.engine.t3.decode import token_chunks
 from chatterbox_lab.speech import speak as speaking
 from chatterbox_lab.speech.sentences import utterances
+from chatterbox_lab.study.playout import play
 
 TEXT = "Hello there, you. This is it now! Well? It is so."
 SENTENCES = ["Hello there, you.", "This is it now!", "Well? It is so."]
@@ -248,6 +250,63 @@ def test_every_way_to_stream_speaks(tts: Any, schedule: dict[str, Any]) -> None:
     runs = [joined(lab.speak(tts, text, **FIXED, **schedule)) for text in (TEXT, iter(TEXT))]
     assert runs[0].shape == (1, 3 * 10 * 960 + 2 * round(0.2 * tts.sr))
     assert torch.equal(*runs)
+
+
+PARAGRAPH = "Hello there, you. " * 5 + "This is a longer sentence, which goes on; it goes on and on. [pause:1]It ends."
+GROWING = {
+    "schedule": "grow",
+    "max_new_tokens": 30,
+    "longest": 40,
+    "costs": lab.Costs(token=0.008, prefill=0.05, chunk=0.05, window_token=0.001, prompt_tokens=10, error=0.1),
+}
+
+
+@pytest.fixture
+def pushed(monkeypatch: pytest.MonkeyPatch) -> list[tuple[int, int]]:
+    """New tokens and context of every chunk that is rendered."""
+    found, inner = [], Renderer.push
+
+    def push(self: Renderer, tokens: torch.Tensor, last: bool = False) -> torch.Tensor:
+        found.append((len(tokens), len(self.context)))
+        return inner(self, tokens, last=last)
+
+    monkeypatch.setattr(Renderer, "push", push)
+    return found
+
+
+def test_the_growing_schedule_goes_on_over_utterances(tts: Any, asked: list[Any], pushed: list[Any]) -> None:
+    """And nothing underruns by the costs that it counts with."""
+    given = FIXED | GROWING
+    chunks = [audio.shape[1] / tts.sr for audio, _ in lab.speak(tts, PARAGRAPH, **given, context_window=20)]
+    sizes = [size for size, _ in pushed]
+    spoken = len(asked)
+    assert sum(sizes) == 30 * spoken
+    slow, clock, said, arrivals = given["costs"].slower(1.1), 0.0, 0, []
+    for new, before in pushed:
+        clock += slow.chunk_seconds(new, before) + slow.prefill * (new > 0 and said % 30 == 0)
+        said += new
+        arrivals.append(clock)
+    heard = play(arrivals[: len(chunks)], chunks)
+    assert heard.underruns == 0
+    pushed.clear()
+    for text in (iter(PARAGRAPH), [PARAGRAPH[:40], PARAGRAPH[40:]]):
+        pushed.clear()
+        again = [audio.shape[1] / tts.sr for audio, _ in lab.speak(tts, text, **given, context_window=20)]
+        assert ([size for size, _ in pushed], again) == (sizes, chunks)
+    pushed.clear()
+    del given["longest"]
+    joined(lab.generate_stream(tts, SENTENCES[0], **given, context_window=20))
+    alone = [size for size, _ in pushed]
+    assert sizes[: len(alone)] == alone
+    assert len(alone) > 2
+    assert len([size for size in sizes if size]) < len(alone) * spoken / 2
+    assert sizes.count(30) == spoken - 1
+
+
+def test_a_schedule_of_ones_own_begins_anew(tts: Any, pushed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(SCHEDULES, "odd", lambda _: iter([3, 6, 9, 9, 9]))
+    joined(lab.speak(tts, TEXT, **FIXED | {"schedule": "odd"}))
+    assert [size for size, _ in pushed] == [3, 6, 1] * 3 + [0]
 
 
 def test_seeds_of_utterances_differ_and_stay_in_range() -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator
+from collections.abc import Generator, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
 from itertools import islice, takewhile
@@ -33,16 +33,20 @@ _AHEAD = 8
 
 
 def token_chunks(
-    tts: ChatterboxTTS, request: Request, clock: StageClock, halted: Event | None = None
+    tts: ChatterboxTTS,
+    request: Request,
+    clock: StageClock,
+    halted: Event | None = None,
+    sizes: Iterator[int] | None = None,
 ) -> Generator[tuple[torch.Tensor, bool], None, None]:
     """The new speech tokens (n,) of each chunk, and whether it is the last; n may be 0 for the last.
 
     T3's work is stage ``t3`` on the clock, which is also told the words, how many seconds have been decoded, and how
     the speech ended. Once ``halted`` or the request's ``stop`` is set, T3 ends with the token that it is at, and what
-    does not fill a chunk is dropped.
+    does not fill a chunk is dropped. ``sizes`` are the settings', or go on with those of a text.
     """
     ends = [request.stop] + ([] if halted is None else [halted])
-    sizes, said, last = request.settings.chunk_sizes(), 0, False
+    sizes, said, last = request.settings.chunk_sizes() if sizes is None else sizes, 0, False
     account = Account(request.words, request.text_tokens.shape[1], clock.words, clock.decoded)
     with closing(tokens(tts, request, account)) as stream:  # an error must not leave T3 suspended
         while not last:
