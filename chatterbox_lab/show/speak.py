@@ -1,4 +1,4 @@
-"""The first sound in one line: a text spoken, written to a WAV, played while it is made, its speed told."""
+"""The first sound in one line: a text of any length, which may still be arriving, spoken, played, told and written."""
 
 from __future__ import annotations
 
@@ -7,10 +7,13 @@ import shutil
 import subprocess
 import sys
 import time
-from contextlib import nullcontext, suppress
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext, suppress
 from pathlib import Path
 from queue import SimpleQueue
 from threading import Thread
+from typing import NamedTuple
 
 import soundfile
 import torch
@@ -21,6 +24,8 @@ from ..engine.settings import ADAPTIVE, BALANCED, BASELINE, BEST_RTF, FAST, Stre
 from ..engine.stream import generate_stream, pcm16
 from ..engine.warm import warm_up
 from ..files import written_whole
+from ..speech.speak import pieces_of, speak
+from ..speech.subtitles import checked_path, subtitles
 from ..study import command
 from ..study.logs import quiet
 from ..voices.kinds import KINDS, class_of
@@ -89,8 +94,14 @@ def find_player() -> str:
 
 def add_options(parser: argparse.ArgumentParser) -> None:
     """The options of ``chatterbox-lab speak``."""
-    parser.add_argument("text", help="what is said; - reads it from the standard input")
+    parser.add_argument("text", help="what is said; - reads it as it arrives at the standard input")
     parser.add_argument("-o", "--output", type=Path, metavar="X", help="WAV to write (default: speech.wav)")
+    parser.add_argument(
+        "--subtitles",
+        type=Path,
+        metavar="X",
+        help="X.srt or X.vtt to write: when each word is said, not with turbo or nano",
+    )
     parser.add_argument("--play", action="store_true", help=f"play it with {', '.join(PLAYERS)}, whichever is there")
     parser.add_argument("--stream", action="store_true", help="tell each chunk, and play it, as soon as it is made")
     command.add_model(parser, "lab")
@@ -103,36 +114,57 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--reference", type=Path, metavar="X", help="a recording whose voice is taken, if the model can"
     )
-    most = f"speech ends there at the latest (default: {_MOST_SECONDS})"
+    most = f"an utterance, or with --whole the speech, ends there at the latest (default: {_MOST_SECONDS})"
     parser.add_argument("--most", type=float, metavar="SECONDS", default=_MOST_SECONDS, help=most)
+    parser.add_argument(
+        "--whole", action="store_true", help="hand the model the text in one piece, as upstream does, not in utterances"
+    )
+
+
+class _Plan(NamedTuple):
+    """The text, how it is spoken, the WAV to write, and the most tokens of an utterance."""
+
+    text: str | Iterator[str]
+    settings: StreamSettings
+    path: Path
+    limit: int
 
 
 def run(options: argparse.Namespace) -> int:
-    """Speaks a text as the options say; returns 1 where the model said nothing, or the player failed."""
-    text = sys.stdin.read() if options.text == "-" else options.text
-    settings, path, limit = _checked(text, options)
+    """Speaks a text as the options say; returns 1 where nothing was said, no word found, or the player failed."""
+    plan = _checked(options)
     program = find_player() if options.play else None
     device = pick_device(options.device)
-    with quiet():
+    with quiet(), _told_here():
         start = time.perf_counter()
         tts = load(options.model, variant=options.variant, device=device)
         if options.reference is not None:
-            tts.prepare_conditionals(options.reference, exaggeration=settings.exaggeration)
-        loaded, warmed = time.perf_counter() - start, warm_up(tts, settings)
-        stream = generate_stream(tts, text, settings, seed=options.seed, max_new_tokens=limit)
+            tts.prepare_conditionals(options.reference, exaggeration=plan.settings.exaggeration)
+        loaded, warmed = time.perf_counter() - start, warm_up(tts, plan.settings)
+        spoken = generate_stream if options.whole else speak
+        stream = spoken(tts, plan.text, plan.settings, seed=options.seed, max_new_tokens=plan.limit)
         with Player(PLAYERS[program], tts.sr) if program and PLAYERS[program] else nullcontext() as player:
             chunks, metrics = _chunks(stream, tts.sr, player, options.stream)
             if not chunks:
                 print("The model said nothing.")
                 return 1
-            _write(path, torch.cat(chunks, dim=1), tts.sr)
-            print(_told(metrics, path, limit) + f"Once a process: {loaded:.1f} s to load, {warmed:.1f} s to warm up.")
+            _write(plan.path, torch.cat(chunks, dim=1), tts.sr)
+            print(_told(metrics, plan, options) + f"Once a process: {loaded:.1f} s to load, {warmed:.1f} s to warm up.")
+            missing = options.subtitles is not None and not _subtitled(metrics, options.subtitles)
             status = player.finish() if player else 0
     if program == "afplay":
-        status = subprocess.run([program, str(path)]).returncode
+        status = subprocess.run([program, str(plan.path)]).returncode
     if status:
         print(f"--play: {program} ended with status {status}; is there a sound device?", file=sys.stderr)
-    return int(status != 0)
+    return int(status != 0 or missing)
+
+
+@contextmanager
+def _told_here() -> Iterator[None]:
+    """The engine's warning that speech was cut is kept quiet: `_told` says so in the words of the options."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "max_new_tokens=", UserWarning)
+        yield
 
 
 def _chunks(
@@ -158,23 +190,57 @@ def _write(path: Path, audio: torch.Tensor, rate: int) -> None:
         soundfile.write(part, pcm16(audio), rate)
 
 
-def _told(metrics: StreamMetrics, path: Path, limit: int) -> str:
-    """What was made, and how fast."""
-    cut = " It ends at --most." if metrics.tokens >= limit else ""
+def _subtitled(metrics: StreamMetrics, path: Path) -> bool:
+    """Writes the subtitles; False, and says so, where T3 told no word."""
+    if metrics.words:
+        subtitles(metrics.words, path)
+        print(f"{path}: {len(metrics.words)} words.")
+    else:
+        print(f"--subtitles: no word was found in the speech, so {path} was not written", file=sys.stderr)
+    return bool(metrics.words)
+
+
+def _told(metrics: StreamMetrics, plan: _Plan, options: argparse.Namespace) -> str:
+    """What was made, how it ended if not by itself, and how fast."""
     pace = "faster" if metrics.rtf < 1 else "slower"
+    waited = "" if isinstance(plan.text, str) else ", waiting for the text included"
+    first = f"First chunk after {metrics.latency_to_first_chunk:.2f} s"
     return (
-        f"{path}: {metrics.total_audio_duration:.2f} s of speech.{cut}\n"
-        f"First chunk after {metrics.latency_to_first_chunk:.2f} s, RTF {metrics.rtf:.2f}: {pace} than real time.\n"
+        f"{plan.path}: {metrics.total_audio_duration:.2f} s of speech.{_ended(metrics, options)}\n"
+        f"{first}, RTF {metrics.rtf:.2f}: {pace} than real time{waited}.\n"
     )
 
 
-def _checked(text: str, options: argparse.Namespace) -> tuple[StreamSettings, Path, int]:
-    """Settings, the file to write and the most tokens. Raises ValueError before a model is loaded."""
-    if not text.strip():
-        raise ValueError(f"text={text!r}: must be a string with something to say")
+def _ended(metrics: StreamMetrics, options: argparse.Namespace) -> str:
+    """Why speech may be incomplete, and which option changes that; empty where the model was done."""
+    if metrics.ended == "guard":
+        return " The guard ended it, as it strayed from the text: try another --seed."
+    if metrics.ended != "limit":
+        return ""
+    what = "It" if options.whole else "An utterance"
+    cure = (
+        "raise --most"
+        if options.most < _MOST_SECONDS
+        else "leave out --whole"
+        if options.whole
+        else "try another --seed"
+    )
+    return f" {what} was cut at the {options.most:g} s of --most: {cure}."
+
+
+def _checked(options: argparse.Namespace) -> _Plan:
+    """What the options ask for. Raises ValueError before a model is loaded."""
     settings = PRESETS[options.preset].replace(language=options.language)
     if options.chunk_size is not None:
         settings = settings.replace(chunk_size=options.chunk_size)
+    if options.subtitles is not None:
+        checked_path(options.subtitles, "subtitles")
+        if KINDS[options.variant].turbo:
+            raise ValueError(
+                f"subtitles={str(options.subtitles)!r}: cannot be written with --variant {options.variant}, "
+                "since no head of its T3 is known to follow the text"
+            )
+        settings = settings.replace(analyzer="probe") if settings.analyzer == "off" else settings
     whole_number("seed", options.seed, 0, 2**63 - 1)
     if not 1 / _TOKENS_PER_SECOND <= options.most <= _MOST_SECONDS:
         raise ValueError(f"most={options.most:g}: must be 0.04 to {_MOST_SECONDS} seconds")
@@ -185,4 +251,16 @@ def _checked(text: str, options: argparse.Namespace) -> tuple[StreamSettings, Pa
         raise ValueError(f"output={str(path)!r}: there is no folder {str(path.parent)!r}")
     if options.reference is not None:
         recordings.long_enough(recordings.read(options.reference), class_of(options.variant))
-    return settings, path, round(options.most * _TOKENS_PER_SECOND)
+    return _Plan(_text(options), settings, path, round(options.most * _TOKENS_PER_SECOND))
+
+
+def _text(options: argparse.Namespace) -> str | Iterator[str]:
+    """The text, or its characters as they arrive. Raises ValueError where there is nothing to say."""
+    if options.text == "-" and not options.whole:
+        return iter(lambda: sys.stdin.read(1), "")
+    text = sys.stdin.read() if options.text == "-" else options.text
+    if not text.strip():
+        raise ValueError(f"text={text!r}: must be a string with something to say")
+    if not options.whole:
+        pieces_of(text)
+    return text
