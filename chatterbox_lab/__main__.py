@@ -50,6 +50,10 @@ COMMANDS = {
     "paragraphs": Command(
         "study.paragraphs", "long texts whole, in utterances and sentence by sentence", "--paragraphs 10"
     ),
+    "word-times": Command(
+        "study.word_times", "when a stream tells each word, against its audio", "--model lab --sentences 10"
+    ),
+    "aligner": Command("training.aligner", "how far the judge of word-times is off itself", "--sentences 10"),
     "words": Command("training.measure", "how well a voice of the recipe reads sentences it never saw", "--model lab"),
     "releases": Command(
         "study.releases", "what other releases of transformers do (downloads them)", "--cache build/releases"

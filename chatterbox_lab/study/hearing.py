@@ -9,6 +9,7 @@ from __future__ import annotations
 import math
 import re
 from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
@@ -16,6 +17,9 @@ import torch
 import torchaudio
 from chatterbox.models.s3gen.const import S3GEN_SR
 from chatterbox.models.s3gen.utils.mel import mel_spectrogram
+
+if TYPE_CHECKING:
+    from pocketsphinx import Decoder
 
 RATE = 16000  # Hz, what recogniser and listeners take
 _LEVEL, _NEAR, _SIDE = S3GEN_SR // 100, S3GEN_SR // 50, S3GEN_SR // 25  # 10 ms within 20 ms, and 40 ms beside them
@@ -26,16 +30,28 @@ DECIBELS = 20 / math.log(10)
 
 def transcribe(audio: torch.Tensor) -> str:
     """What pocketsphinx understands with its general US English models, in lower case. Raises ValueError."""
-    from pocketsphinx import Decoder
-
-    samples = _resampled(audio)
-    if np.abs(samples).max() < _QUIET:
+    if np.abs(_resampled(audio)).max() < _QUIET:
         return ""  # the recogniser hears a word in digital silence
-    decoder = Decoder(samprate=RATE, loglevel="FATAL")  # a new one: a decoder adapts to what it has heard
+    decoder = recogniser()
     decoder.start_utt()
-    decoder.process_raw((samples.clip(-1, 1) * 32767).astype(np.int16).tobytes(), full_utt=True)
+    decoder.process_raw(sixteen_bits(audio), full_utt=True)
     decoder.end_utt()
     return decoder.hyp().hypstr if decoder.hyp() else ""
+
+
+def recogniser(**options: Any) -> Decoder:
+    """A new pocketsphinx, since one adapts to what it has heard, with its general US English models; it takes `RATE`.
+
+    ``lm=None`` leaves out the language model, which aligning a known text does not need.
+    """
+    from pocketsphinx import Decoder
+
+    return Decoder(samprate=RATE, loglevel="FATAL", **options)
+
+
+def sixteen_bits(audio: torch.Tensor) -> bytes:
+    """Audio as the recogniser takes it: 16-bit samples at `RATE`."""
+    return (_resampled(audio).clip(-1, 1) * 32767).astype(np.int16).tobytes()
 
 
 def word_errors(said: str, understood: str) -> dict[str, float]:

@@ -223,18 +223,15 @@ def summary(table: pd.DataFrame, how: str = "cut", against: str = APART) -> pd.D
     by = by.dropna(axis=1, how="all")
     words, counts = by["words"][against], {"wer": by["errors"], "repeats": 100 * by["repeats"]}
     draws = np.random.default_rng(0).integers(0, len(words), (1000, len(words)))
-    found = pd.DataFrame({"paragraphs": by["errors"].notna().sum()}).loc[list(dict.fromkeys(whole["way"]))]
-    found = found[found.index.isin(by["errors"].columns)]
+    found = pd.DataFrame(index=[way for way in dict.fromkeys(whole["way"]) if way in by["errors"]])
     for name, values in counts.items():
         change = values.sub(values[against], axis=0)[found.index]
         drawn = change.to_numpy()[draws].sum(1) / words.to_numpy()[draws].sum(1)[:, None]
         found[name] = values.sum() / words.sum()
         found[f"{name}_change"] = change.sum() / words.sum()
         found[f"{name}_low"], found[f"{name}_high"] = np.quantile(drawn, [0.05, 0.95], axis=0)
-    return found.drop(columns="paragraphs").assign(
-        limit=whole[whole["ended"] == "limit"].groupby("way").size().reindex(found.index, fill_value=0),
-        paragraphs=found["paragraphs"],
-    )
+    limits = whole[whole["ended"] == "limit"].groupby("way").size()
+    return found.assign(limit=limits.reindex(found.index, fill_value=0), paragraphs=len(words))
 
 
 def by_sentences(table: pd.DataFrame, how: str = "cut", grown: bool = True) -> pd.DataFrame:

@@ -8,7 +8,7 @@ import subprocess
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import joblib
 import librosa
@@ -30,6 +30,7 @@ LEAD, TAIL = 0.04, 0.12  # seconds of the silence around the speech that are kep
 SHARD = 200  # sentences
 PITCH_RANGE = (50.0, 260.0)  # Hz: a man's voice
 LIKELY = (68.0, 150.0)  # Hz: what this one speaks at
+Time = TypeVar("Time", int, float)  # frames, or seconds
 
 
 @dataclass
@@ -79,17 +80,17 @@ def utterance(text: str, lexicon: dict[str, str]) -> Utterance | None:
     edges[-1] = frames
     names = [phone for phone, _ in timed]
     labels = np.repeat([PHONES.index(name) for name in names], np.diff(edges)).astype(np.uint8)
-    spans = _by_word(list(zip(names, edges[:-1].tolist(), edges[1:].tolist(), strict=True)), words(text), lexicon)
+    spans = by_word(list(zip(names, edges[:-1].tolist(), edges[1:].tolist(), strict=True)), words(text), lexicon)
     if spans is None:
         return None
     mel = mel_spectrogram(cut[None])[0].T.numpy()
     return Utterance(text, cut.numpy(), mel.astype(np.float16), labels, _pitch(cut.numpy(), labels), spans)
 
 
-def _by_word(
-    timed: list[tuple[str, int, int]], spoken: list[str], lexicon: dict[str, str]
-) -> list[list[tuple[str, int, int]]] | None:
-    """Which word each phone belongs to: the phones are matched with those that the lexicon expects."""
+def by_word(
+    timed: list[tuple[str, Time, Time]], spoken: list[str], lexicon: dict[str, str]
+) -> list[list[tuple[str, Time, Time]]] | None:
+    """The phones (name, start, end) of each word, matched with those that the lexicon expects; None if they do not."""
     timed = [item for item in timed if item[0] != PAUSE]
     expected = [(word, phone.rstrip("1")) for word, name in enumerate(spoken) for phone in lexicon[name].split()]
     match = difflib.SequenceMatcher(None, [phone for _, phone in expected], [item[0] for item in timed], autojunk=False)
@@ -102,7 +103,7 @@ def _by_word(
                 owner[i] = expected[a + (i - b) * (a_end - a) // (b_end - b)][0]
     for i in range(1, len(owner)):  # an inserted phone belongs to the word before it
         owner[i] = owner[i - 1] if owner[i] is None else owner[i]
-    spans: list[list[tuple[str, int, int]]] = [[] for _ in spoken]
+    spans: list[list[tuple[str, Time, Time]]] = [[] for _ in spoken]
     for word, item in zip(owner, timed, strict=True):
         spans[word or 0].append(item)
     return spans if all(spans) else None

@@ -32,6 +32,9 @@ NAMES = [
     "sweep",
     "calls",
     "trials",
+    "paragraphs",
+    "word-times",
+    "aligner",
     "words",
     "releases",
     "living",
@@ -76,11 +79,15 @@ def test_every_command_explains_itself_and_its_example_is_one(name: str, capsys:
     parser.parse_args(re.findall(r'"[^"]*"|\S+', COMMANDS[name].example))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in ("releases", "living", "predict", "train")])
+@pytest.mark.parametrize(
+    "name", [name for name in NAMES if name not in ("releases", "living", "predict", "train", "aligner")]
+)
 def test_the_model_and_the_device_are_told_alike(name: str, capsys: pytest.CaptureFixture[str]) -> None:
     said = help_of(capsys, name)
-    known = {"trials": ("lab", "pretrained"), "words": ("lab",)}.get(name, MODELS)
-    default = {"measure": "random"} | dict.fromkeys(("speak", "trials", "words", "diagnose"), "lab")
+    known = dict.fromkeys(("trials", "paragraphs", "word-times"), ("lab", "pretrained")) | {"words": ("lab",)}
+    known = known.get(name, MODELS)
+    speaking = ("speak", "trials", "paragraphs", "word-times", "words", "diagnose")
+    default = {"measure": "random"} | dict.fromkeys(speaking, "lab")
     default = default.get(name, "tiny")
     assert f"{', '.join(known)} or a model's folder (default: {default})" in said
     assert "auto, cuda, mps" in said
