@@ -19,10 +19,16 @@ from chatterbox.models.s3gen import S3GEN_SR
 from chatterbox.tts import ChatterboxTTS, StreamingMetrics
 from tqdm import tqdm
 
-from ..engine.request import encode_text
+from ..engine.clock import StageClock
+from ..engine.request import checked, encode_text
+from ..engine.schedule import TOKEN_SECONDS
 from ..engine.settings import ADAPTIVE, BASELINE, FAST, StreamSettings, whole_number
 from ..engine.stream import render, renderer_of, speech_tokens
+from ..engine.t3.decode import token_chunks
+from ..engine.t3.rules import FORK, LATER, SAFE, Rules
 from ..files import DATA, attribute
+from ..host import apart
+from ..speech.spoken import Wording, in_words
 from ..voices.load import load, pick_device
 from . import command
 from .hearing import joins, opinion_scores, repeats, silent_end, transcribe, word_errors
@@ -34,6 +40,10 @@ HELD_OUT = DATA / "heldout.txt"
 """Everyday sentences that the lab voice was not trained on."""
 PROVOKING = DATA / "provoking.txt"
 """Prompts that tempt a decoder to repeat itself, stop early or never stop."""
+TEXTS = {"provoking": PROVOKING, "short": DATA / "short.txt"}
+"""What the guard is tried on; the second are single letters, numbers, interjections and other texts of a few signs."""
+RULES: dict[str, Rules | None] = {"none": None, "own": None, "safe": SAFE, "fork": FORK, "later": LATER}
+"""By which the guard acts: none (it does not), the model's own, or those of an analyzer."""
 MATTERS_WER, MATTERS_MOS = 0.02, 0.1
 """Changes below these, 2 points of word error rate and 0.1 of a mean opinion score, count as none."""
 FAULTS = ["early", "runs_on", "silent_end", "repeated"]
@@ -201,21 +211,23 @@ def provoke(
     prompts: Sequence[str],
     record: Record | None = None,
     *,
-    seed: int = 0,
+    seeds: Sequence[int] = (0,),
+    rules: Sequence[str] = ("own",),
     facts: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """A row for each prompt, without the guard and with it: how long it spoke, how it ended, what was understood.
+    """A row for each prompt and seed, without the guard and with it by each of some `RULES`: what it spoke and how.
 
-    ``text_tokens`` counts the text, start and stop included; ``ended`` is False where the limit stopped the speech,
-    four times the usual length; ``tail`` is the silence at the end in seconds, ``repeats`` counts words understood
-    twice in a row.
+    ``text_tokens`` counts the text, start and stop included; ``tokens`` are those of speech, ``cap`` the most that the
+    guard allows; ``ended`` is as in `StreamMetrics`, the limit being four times the usual length; ``tail`` is the
+    silence at the end in seconds, ``repeats`` counts words understood twice in a row. Word errors are against the text
+    with its numbers and signs as words, ``wer`` is missing where it has none. A text of which the tokenizer knows
+    nothing is one row that says so under ``skipped``.
     """
     rows = record.rows if record else []
-    done = {(row["text"], bool(row["guard"])) for row in rows}
-    for text in tqdm(prompts, desc="prompts", unit="prompt"):
-        if (text, True) in done:
-            continue
-        made = [row | (facts or {}) for row in _provoked(tts, text, seed)]
+    done = {(row["text"], row["seed"]) for row in rows}
+    todo = [(text, seed) for text in prompts for seed in seeds if (text, seed) not in done]
+    for text, seed in tqdm(todo, desc="prompts", unit="prompt"):
+        made = [row | (facts or {}) for row in _provoked(tts, text, seed, rules)]
         if record:
             record.add(made)
         else:
@@ -223,39 +235,87 @@ def provoke(
     return pd.DataFrame(rows)
 
 
-def _provoked(tts: ChatterboxTTS, text: str, seed: int) -> Iterator[dict[str, Any]]:
+def _provoked(tts: ChatterboxTTS, text: str, seed: int, rules: Sequence[str]) -> Iterator[dict[str, Any]]:
+    about = {"text": text, "seed": seed}
+    if not _known(tts, text):
+        yield about | {"skipped": "the tokenizer knows nothing of it"}
+        return
     length = encode_text(tts, text).shape[1]
     limit = 4 * _USUAL * length + 100
     heard: dict[tuple[int, ...], dict[str, Any]] = {}  # the guard seldom acts, and the same tokens sound the same
-    for guard in (False, True):
-        settings = BASELINE.replace(backend="static", analyzer="probe", guard=guard)
-        codes = speech_tokens(tts, text, settings, seed=seed, max_new_tokens=limit)
+    for name in ("none", *rules):
+        guard = name != "none"
+        settings = BASELINE.replace(backend="static", analyzer="probe", guard=guard, rules=RULES[name])
+        codes, ended = said(tts, text, settings, seed, limit)
         key = tuple(codes.tolist())
         if key not in heard:
             audio = render(tts, codes, settings, seed=seed) if key else torch.zeros(1, 1)
-            words = transcribe(audio)
-            found = {"tail": silent_end(audio), "heard": words, "repeats": repeats(text, words)}
-            heard[key] = found | word_errors(text, words)
-        about = {"text": text, "guard": guard, "seed": seed, "text_tokens": length, "tokens": len(codes)}
-        yield about | {"ended": len(codes) < limit} | heard[key]
+            heard[key] = {"tail": silent_end(audio)} | _understood(in_words(text), transcribe(audio))
+        kept = checked(tts, text, settings).settings.rules or FORK
+        row = {"guard": guard, "rules": name, "text_tokens": length, "tokens": len(codes), "ended": ended}
+        yield about | row | {"cap": kept.most(length) if guard else None} | heard[key]
 
 
-def faults(table: pd.DataFrame, usual: float) -> pd.DataFrame:
-    """Of the rows of `provoke`, how many failed in which of `FAULTS`, and the WER, by ``guard``.
+def _known(tts: ChatterboxTTS, text: str) -> bool:
+    ids, unknown = set(encode_text(tts, text, rows=1)[0, 1:-1].tolist()), Wording(tts).unknown
+    return unknown not in ids or bool(ids - {unknown} - set(encode_text(tts, ".", rows=1)[0].tolist()))
+
+
+def said(tts: ChatterboxTTS, text: str, settings: StreamSettings, seed: int, limit: int) -> tuple[torch.Tensor, str]:
+    """The speech tokens (n,) of a text, and how they ended, as `StreamMetrics` has it."""
+    request, clock = checked(tts, text, settings, seed=seed, max_new_tokens=limit), StageClock(tts.t3.device)
+    with apart(tts.device):
+        chunks = [chunk.cpu() for chunk, _ in token_chunks(tts, request, clock)]
+    return torch.cat(chunks), str(clock.ended)
+
+
+def _understood(text: str, words: str) -> dict[str, Any]:
+    found = {"heard": words, "repeats": repeats(text, words)}
+    if any(map(str.isalnum, text.encode("ascii", "ignore").decode())):
+        return found | word_errors(text, words)
+    return found | {"words": 0, "errors": len(words.split()), "wer": None}
+
+
+def faults(table: pd.DataFrame, usual: float, beside: float = 0.0, by: str = "guard") -> pd.DataFrame:
+    """Of the rows of `provoke`, how many failed in which of `FAULTS`, and the WER, by ``guard`` or ``rules``.
 
     Args:
         table: what `provoke` made.
         usual: speech tokens per text token of ordinary sentences; early is under half of it, running on over twice
             it or the limit, a silent end over a second.
+        beside: speech tokens that a text of any length may take besides: of single words most.
+        by: the column.
     """
-    pace = table["tokens"] / (usual * table["text_tokens"])
+    pace = table["tokens"] / (usual * table["text_tokens"] + beside)
+    cut = table["ended"].isin(["limit", False])  # older records say whether it ended
     found = table.assign(
-        early=pace < 0.5, runs_on=(pace > 2) | ~table["ended"].astype(bool), silent_end=table["tail"] > 1,
-        repeated=table["repeats"] > 0,
-    )  # fmt: skip
-    by = found.groupby("guard")
-    counts = by[FAULTS].sum().astype(int)
-    return counts.assign(wer=by["errors"].sum() / by["words"].sum(), prompts=by.size())
+        early=pace < 0.5, runs_on=(pace > 2) | cut, silent_end=table["tail"] > 1, repeated=table["repeats"] > 0
+    )
+    groups = found.groupby(by, sort=False)
+    counts = groups[FAULTS].sum().astype(int)
+    return counts.assign(wer=groups["errors"].sum() / groups["words"].sum(), prompts=groups.size())
+
+
+def pairs(table: pd.DataFrame) -> pd.DataFrame:
+    """What the guard did, by its ``rules``: each prompt and seed with it against the same without it.
+
+    ``changed`` counts other tokens, ``better`` and ``worse`` fewer and more word errors, ``errors`` their sum;
+    ``seconds`` is speech saved, ``longest`` the longest speech of all in seconds, and ``longest_before`` without it.
+    """
+    table = table[table["guard"].notna()]  # without what was skipped
+    plain = table[table["rules"] == "none"].set_index(["text", "seed"])
+    found = {}
+    for name, some in table[table["rules"] != "none"].groupby("rules", sort=False):
+        ours = some.set_index(["text", "seed"])
+        before = plain.loc[ours.index]
+        errors, tokens = ours["errors"] - before["errors"], ours["tokens"] - before["tokens"]
+        found[name] = {
+            "pairs": len(ours), "changed": int(((tokens != 0) | (ours["heard"] != before["heard"])).sum()),
+            "better": int((errors < 0).sum()), "worse": int((errors > 0).sum()), "errors": int(errors.sum()),
+            "seconds": -tokens.sum() * TOKEN_SECONDS, "longest": ours["tokens"].max() * TOKEN_SECONDS,
+            "longest_before": before["tokens"].max() * TOKEN_SECONDS,
+        }  # fmt: skip
+    return pd.DataFrame.from_dict(found, orient="index")
 
 
 def board(table: pd.DataFrame, against: str = "whole") -> pd.DataFrame:
@@ -314,10 +374,14 @@ def add_options(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--ways", nargs="+", metavar="X", default=list(WAYS), help=f"of {', '.join(WAYS)} (default: all)"
     )
+    parser.add_argument("--guard", action="store_true", help="provoking texts instead, without the guard and with it")
+    parser.add_argument("--texts", metavar="X", default="provoking", help="of --guard: provoking (default) or short")
     parser.add_argument(
-        "--guard", action="store_true", help="data/provoking.txt instead, without the guard and with it"
+        "--seeds", type=int, metavar="N", default=1, help="of --guard: seeds from --seed on (default: 1)"
     )
-    command.add_record(parser, "trials_MODEL.csv, or guard_MODEL.csv")
+    rules = f"of --guard: {', '.join(list(RULES)[1:])} (default: own)"
+    parser.add_argument("--rules", nargs="+", metavar="X", default=["own"], help=rules)
+    command.add_record(parser, "trials_MODEL.csv, guard_MODEL.csv or short_MODEL.csv")
 
 
 def run(options: argparse.Namespace) -> int:
@@ -325,13 +389,20 @@ def run(options: argparse.Namespace) -> int:
     sentences, seed = whole_number("sentences", options.sentences, 1), whole_number("seed", options.seed, 0, 2**63 - 1)
     if unknown := [way for way in options.ways if way not in WAYS]:
         raise ValueError(f"ways={unknown!r}: each must be one of {', '.join(map(repr, WAYS))}")
+    seeds = range(seed, seed + whole_number("seeds", options.seeds, 1))
+    for what, given, allowed in (("texts", [options.texts], TEXTS), ("rules", options.rules, list(RULES)[1:])):
+        if wrong := [one for one in given if one not in allowed]:
+            raise ValueError(f"{what}={wrong!r}: each must be one of {', '.join(map(repr, allowed))}")
     device, name = pick_device(options.device), command.model_name(options)
-    record = command.open_record(options, f"{'guard' if options.guard else 'trials'}_{name}.csv")
+    kind = ("short" if options.texts == "short" else "guard") if options.guard else "trials"
+    record = command.open_record(options, f"{kind}_{name}.csv")
     facts = machine_facts(device) | {"model": name, "dtype": "float32"}
     record.check(facts)
     tts = load(options.model, device=device, watermark=False)
     if options.guard:
-        provoke(tts, PROVOKING.read_text().splitlines(), record, seed=seed, facts=facts)
+        texts = TEXTS[options.texts].read_text().splitlines()
+        table = provoke(tts, texts, record, seeds=seeds, rules=options.rules, facts=facts)
+        print(pairs(table).to_markdown(floatfmt=".1f"))
     else:
         ways = {way: WAYS[way] for way in options.ways}
         measure(tts, HELD_OUT.read_text().splitlines()[:sentences], ways, record, seed=seed, facts=facts)

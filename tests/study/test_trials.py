@@ -11,13 +11,16 @@ from conftest import TEXT
 
 import chatterbox_lab as lab
 from chatterbox_lab.__main__ import main
+from chatterbox_lab.engine.request import encode_text
 from chatterbox_lab.engine.settings import BASELINE
+from chatterbox_lab.engine.t3.rules import Rules
 from chatterbox_lab.files import attribute
 from chatterbox_lab.study import hearing, records, trials
 from chatterbox_lab.study.fallback import count_spies, watch_layers
 from chatterbox_lab.study.upstream import upstream_tokens
 from chatterbox_lab.voices import build
 
+SHORT = trials.TEXTS["short"]
 CODES = torch.randint(0, 6561, (30,), generator=torch.Generator().manual_seed(0))
 
 
@@ -109,6 +112,9 @@ def test_the_command_looks_for_the_device_it_is_given(
     deaf: list[dict[str, object]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     for wrong, message in (
+        (["--guard", "--texts", "long"], "texts=['long']"),
+        (["--guard", "--rules", "none"], "rules=['none']"),
+        (["--guard", "--seeds", "0"], "seeds=0"),
         (["--device", "cuda:99"], "device='cuda:99'"),
         (["--sentences", "0"], "sentences=0"),
         (["--ways", "loud"], "ways=['loud']"),
@@ -192,13 +198,75 @@ def test_faults_are_counted_with_and_without_the_guard() -> None:
     assert found["wer"].tolist() == [6 / 9, 0]
 
 
+def test_older_records_say_only_whether_it_ended() -> None:
+    rows = pd.DataFrame({"guard": False, "text_tokens": 10, "tokens": 20, "tail": 0.0, "repeats": 0}, index=range(4))
+    rows = rows.assign(errors=0, words=1, ended=[True, False, "stop", "limit"])
+    assert trials.faults(rows, usual=2).loc[False, "runs_on"] == 2
+
+
 def test_provoked_speech_ends_at_its_limit(tts: build.LabTTS, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(trials, "_USUAL", 0)
-    monkeypatch.setattr(trials, "speech_tokens", lambda *_, **k: CODES.repeat(4)[: k["max_new_tokens"]])
+    monkeypatch.setattr(trials, "said", lambda *given: (CODES.repeat(4)[: given[-1]], "limit"))
     rows = trials.provoke(tts, ["Yes."])
     assert rows["guard"].tolist() == [False, True]
     assert rows["tokens"].tolist() == [100, 100]
-    assert not rows["ended"].any()
+    assert rows["ended"].eq("limit").all()
+
+
+def test_a_model_without_sense_is_ended_by_its_limit_or_by_the_guards_cap(tts: build.LabTTS) -> None:
+    capped = BASELINE.replace(backend="static", analyzer="probe", guard=True, rules=Rules(cap=1.0, cap_beside=3.0))
+    length = encode_text(tts, "Yes.").shape[1]
+    found = [trials.said(tts, "Yes.", settings, 1, 20) for settings in (BASELINE.replace(backend="static"), capped)]
+    assert [ended for _, ended in found] == ["limit", "guard"]
+    assert len(found[0][0]) == 20
+    assert 0 < len(found[1][0]) <= capped.rules.most(length) == 3 + length - 2
+
+
+def test_every_text_and_seed_is_said_without_the_guard_and_by_all_rules(
+    tts: build.LabTTS, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    heard: list[int] = []
+    monkeypatch.setattr(trials, "said", lambda _, text, settings, seed, limit: (CODES[: 9 + seed], "stop"))
+    monkeypatch.setattr(trials, "transcribe", lambda audio: heard.append(audio.shape[1] // 960) or "two")
+    record = records.Record(tmp_path / "short.csv")
+    trials.provoke(tts, ["2", "?"], record, seeds=[0, 1], rules=["own", "safe"])
+    again = records.Record(tmp_path / "short.csv", resume=True)
+    rows = trials.provoke(tts, ["2", "?", "go"], again, seeds=[0, 1], rules=["own", "safe"])
+    assert heard == [9, 10] * 3  # the guard changed nothing, and nothing was heard twice
+    kinds = rows[["text", "seed", "rules"]].itertuples(index=False, name=None)
+    assert list(kinds) == [(t, s, r) for t in ("2", "?", "go") for s in (0, 1) for r in ("none", "own", "safe")]
+    assert rows["cap"].isna().tolist() == [True, False, False] * 6
+    assert rows.groupby("text", sort=False)["errors"].first().to_dict() == {"2": 0, "?": 1, "go": 1}
+    assert rows.loc[rows["text"] == "?", ["words", "wer"]].iloc[0].isna().tolist() == [False, True]
+
+
+def test_a_text_of_which_the_tokenizer_knows_nothing_is_a_row_that_says_so(tts: build.LabTTS) -> None:
+    rows = trials.provoke(tts, ["\u4f60\u597d", "\U0001f642"])
+    assert rows["skipped"].str.contains("tokenizer").tolist() == [True, True]
+    assert trials.pairs(rows.assign(guard=None, rules=None)).empty
+
+
+def test_the_guard_is_judged_by_pairs_of_the_same_text_and_seed() -> None:
+    plain = pd.DataFrame({"text": list("abcd"), "seed": 0, "tokens": [10, 50, 20, 20], "errors": [0, 4, 1, 1]})
+    plain = plain.assign(guard=False, rules="none", heard=list("wxyz"))
+    guarded = plain.assign(guard=True, rules="own", tokens=[10, 20, 15, 20], errors=[0, 1, 2, 1])
+    odd = pd.DataFrame({"text": ["?"], "seed": 0, "skipped": "the tokenizer knows nothing of it"})
+    found = trials.pairs(pd.concat([guarded.iloc[::-1], plain, odd], ignore_index=True)).loc["own"]
+    assert found[["pairs", "changed", "better", "worse", "errors"]].tolist() == [4, 2, 1, 1, -2]
+    assert found[["seconds", "longest", "longest_before"]].tolist() == pytest.approx([1.4, 0.8, 2.0])
+
+
+def test_the_command_tries_the_guard_on_short_texts(deaf: list[dict[str, object]], tmp_path: Path) -> None:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(trials, "said", lambda *_: (CODES[:5], "stop"))
+        patch.setattr(trials, "transcribe", lambda _: "no")
+        (tmp_path / "short.txt").write_text("No.\nA\n")
+        patch.setitem(trials.TEXTS, "short", tmp_path / "short.txt")
+        command = ["trials", "--guard", "--texts", "short", "--seeds", "2", "--seed", "3", "--device", "cpu"]
+        assert main([*command, "--rules", "own", "fork"]) == 0
+    found = pd.read_csv(tmp_path / "data" / "short_lab.csv", keep_default_na=False)
+    assert found["seed"].tolist() == [3] * 3 + [4] * 3 + [3] * 3 + [4] * 3
+    assert found["rules"].tolist() == ["none", "own", "fork"] * 4
 
 
 def test_the_silence_at_an_end_is_counted_in_seconds() -> None:
@@ -208,11 +276,15 @@ def test_the_silence_at_an_end_is_counted_in_seconds() -> None:
     assert hearing.silent_end(torch.zeros(1, 2400)) == 0.1
 
 
-def test_there_are_a_hundred_prompts_and_a_hundred_sentences() -> None:
-    for file in (trials.PROVOKING, trials.HELD_OUT):
-        lines = file.read_text().splitlines()
-        assert len(set(lines)) == len(lines) == 100
-        assert all(line.strip() == line != "" for line in lines)
+@pytest.mark.parametrize(("file", "count"), [(trials.PROVOKING, 100), (trials.HELD_OUT, 100), (SHORT, 200)])
+def test_the_texts_are_as_many_as_is_said_and_all_different(file: Path, count: int) -> None:
+    lines = file.read_text().splitlines()
+    assert len(set(lines)) == len(lines) == count
+    assert all(line.strip() == line != "" for line in lines)
+
+
+def test_short_texts_are_short() -> None:
+    assert max(map(len, SHORT.read_text().splitlines())) <= 45
 
 
 def test_recorded_ways_that_were_given_up_are_still_on_the_board() -> None:
