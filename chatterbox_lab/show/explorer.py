@@ -245,7 +245,8 @@ def _outcome(player: Player) -> str:
     if not player.chunks:
         return "no audio"
     rtf, first, count = player.metrics["rtf"], player.metrics["first_chunk"], len(player.chunks)
+    note = player.metrics["note"] and f", {player.metrics['note']}"
     return (
         f"RTF {rtf:.2f}, first chunk after {first:.2f} s, "
-        f"{count} chunk{'s' * (count != 1)}, {player.seconds:.2f} s of audio"
+        f"{count} chunk{'s' * (count != 1)}, {player.seconds:.2f} s of audio{note}"
     )

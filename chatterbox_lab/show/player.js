@@ -22,6 +22,7 @@ class Engine extends EventTarget {
     model.on("change:state change:metrics change:message change:title change:compact", () => this.changed());
     model.on("msg:custom", (message, buffers) => {
       if (message.kind === "chunk") this.add(message, buffers[0]);
+      if (message.kind === "words") this.hear(message);
       if (message.kind === "silence") this.silence();
     });
     model.send({ kind: "ready" });
@@ -30,7 +31,7 @@ class Engine extends EventTarget {
   begin(run) {
     if (run === this.run) return;
     this.release();
-    Object.assign(this, { run, chunks: [], total: 0, position: 0, underruns: 0, whileStreaming: 0 });
+    Object.assign(this, { run, chunks: [], words: [], total: 0, position: 0, underruns: 0, whileStreaming: 0 });
     this.changed();
   }
 
@@ -58,6 +59,14 @@ class Engine extends EventTarget {
     this.whileStreaming += this.streaming;
     if (message.index === 0 && message.play) this.play(0);
     else if (this.context) this.follow(chunk);
+    this.changed();
+  }
+
+  hear(message) {
+    this.begin(Math.max(message.run, this.run));
+    if (message.run < this.run) return;
+    if (message.index > this.words.length) return this.model.send({ kind: "ready" }); // lost some: all again
+    this.words.push(...message.words.slice(this.words.length - message.index));
     this.changed();
   }
 
@@ -166,10 +175,13 @@ class View {
     this.root = root;
     root.classList.add("cbl-player");
     root.innerHTML = `
-      <div class="cbl-head"><span class="cbl-title"></span><span class="cbl-words" role="status"></span></div>
+      <div class="cbl-head"><span class="cbl-title"></span><span class="cbl-words" role="status"></span>
+        <span class="cbl-note" role="status"></span></div>
       <canvas class="cbl-wave" role="slider" tabindex="0" aria-label="Waveform with seams; click to hear from there"
         title="Amplitude (1 is full scale) and the seams; click to hear from there, arrow keys move by a second"
         ></canvas>
+      <div class="cbl-said" hidden dir="auto" tabindex="0" role="group" title="Click a word to hear from there"
+        aria-label="What is said; the word that sounds is the current one"></div>
       <canvas class="cbl-costs" role="img" aria-label="Seconds that each chunk took"></canvas>
       <div class="cbl-facts">
         <span class="cbl-gauge" title="Audio that is made and not heard yet; the bar is full at 3 s"><span>Buffer</span>
@@ -187,6 +199,7 @@ class View {
           <span style="--cbl-key: var(--cbl-watermark)">watermark</span>
           <span class="cbl-real">real time</span></span></div>`;
     this.part = (name) => root.querySelector(`.cbl-${name}`);
+    this.text = new Said(engine, this.part("said"), (sample) => this.seek(sample));
     this.part("play").onclick = () => (engine.blocked ? engine.resume() : engine.play(0));
     this.part("stop").onclick = () => engine.stop();
     this.part("wave").onclick = (event) => this.seek(this.sampleAt(event.offsetX));
@@ -234,19 +247,22 @@ class View {
 
   words() {
     const { engine, root } = this;
-    const { rtf, first_chunk } = engine.model.get("metrics");
+    const { rtf, first_chunk, note } = engine.model.get("metrics");
     const seconds = engine.total / engine.rate;
+    const heard = (engine.heard / engine.rate).toFixed(2);
     const text = (name, value) => { // written only if new: a screen reader speaks what is written
       if (this.part(name).textContent !== String(value)) this.part(name).textContent = value;
     };
     root.classList.toggle("cbl-compact", engine.model.get("compact"));
     text("title", engine.model.get("title"));
     text("words", stateInWords(engine));
+    text("note", note ?? "");
+    this.text.paint(+heard);
     text("buffer", spoken(engine.buffered));
     text("underruns", engine.underruns);
     text("first", spoken(first_chunk));
     text("rtf", rtf == null ? "–" : rtf.toFixed(2));
-    text("heard", `${(engine.heard / engine.rate).toFixed(1)} of ${seconds.toFixed(1)} s`);
+    text("heard", `${(+heard).toFixed(1)} of ${seconds.toFixed(1)} s`);
     this.part("gauge").querySelector("i > i").style.width = `${Math.min(100, engine.buffered / 3 * 100)}%`;
     const play = engine.blocked ? "Click to hear" : engine.heard ? "Replay" : "Play";
     text("play", play);
@@ -254,7 +270,6 @@ class View {
     this.part("play").classList.toggle("cbl-blocked", engine.blocked);
     this.part("play").disabled = !engine.total;
     this.part("stop").disabled = !engine.streaming && !engine.context;
-    const heard = (engine.heard / engine.rate).toFixed(2);
     const aria = { valuemin: 0, valuemax: seconds.toFixed(2), valuenow: heard, valuetext: `${heard} seconds` };
     for (const [name, value] of Object.entries(aria)) this.part("wave").setAttribute(`aria-${name}`, value);
     Object.assign(root.dataset, {
@@ -262,6 +277,49 @@ class View {
       chunksWhileStreaming: engine.whileStreaming, underruns: engine.underruns, played: heard,
       buffered: engine.buffered.toFixed(2), sounding: engine.sounding,
     });
+  }
+}
+
+class Said { // the words of a run as running text, and the one that sounds
+  constructor(engine, box, seek) {
+    Object.assign(this, { engine, box });
+    box.onclick = (event) => {
+      const word = engine.words[[...box.children].indexOf(event.target)];
+      if (word && word[1] * engine.rate < engine.total) seek(Math.ceil(word[1] * engine.rate));
+    };
+  }
+
+  paint(heard) {
+    const { engine, box } = this;
+    if (this.run !== engine.run) box.replaceChildren();
+    this.run = engine.run;
+    for (const [word] of engine.words.slice(box.children.length)) {
+      const span = document.createElement("span");
+      span.textContent = word;
+      box.append(span, " ");
+    }
+    if (engine.words.length) box.hidden = false;
+    else if (!engine.streaming) box.hidden = true; // not between two runs with words: what is below would jump
+    const begun = heard ? engine.words.findLastIndex(([, start]) => start <= heard) : -1;
+    const current = begun >= 0 && heard < engine.words[begun][2] ? begun : -1;
+    const news = [begun, current, box.children.length, engine.run].join();
+    if (this.shown !== news) this.mark(begun, current);
+    this.shown = news;
+  }
+
+  mark(begun, current) {
+    [...this.box.children].forEach((span, index) => {
+      span.className = index === current ? "cbl-now" : index <= begun ? "cbl-past" : "";
+      if (index === current) span.setAttribute("aria-current", "true");
+      else span.removeAttribute("aria-current");
+    });
+    if (current >= 0) this.scroll(this.box.children[current]);
+  }
+
+  scroll(span) { // within the box alone: scrollIntoView would move the notebook, too
+    const { box } = this;
+    const [above, below] = [span.offsetTop, span.offsetTop + span.offsetHeight - box.clientHeight];
+    if (box.scrollTop > above || box.scrollTop < below) box.scrollTop = (above + below) / 2;
   }
 }
 

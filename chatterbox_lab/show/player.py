@@ -11,7 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +21,7 @@ import traitlets
 from IPython import get_ipython
 from IPython.display import Audio
 
-from ..engine.clock import StreamMetrics
+from ..engine.clock import StreamMetrics, Word
 from ..engine.settings import whole_number
 
 Stream = Iterator[tuple[torch.Tensor, StreamMetrics]]
@@ -43,7 +43,9 @@ class Player(anywidget.AnyWidget):
     """Plays a stream in the notebook while it is generated; display it, then `start` it, or the other way round.
 
     Generation runs in a thread of its own, so the kernel stays free for other cells. Starting one player silences the
-    others on the page. The front end keeps ``played`` and ``buffered`` (seconds), ``underruns`` and ``sounding``.
+    others on the page. The front end keeps ``played`` and ``buffered`` (seconds), ``underruns`` and ``sounding``. Where
+    the metrics of a stream have words, the page shows them as running text and marks the one that sounds; ``words`` has
+    them here.
 
     Args:
         title: what stands above the waveform.
@@ -89,6 +91,7 @@ class Player(anywidget.AnyWidget):
         self._ready = False  # a page has reported; before that, messages would be lost
         self._fresh = False  # this run has reached no page yet, so the first one to get it sounds it at once
         self.chunks: list[ChunkRecord] = []
+        self.words: list[Word] = []
         self.error: BaseException | None = None
         self.on_chunk, self.on_end = on_chunk, on_end
         sample_rate = whole_number("sample_rate", sample_rate, 8000, 96000)
@@ -112,7 +115,7 @@ class Player(anywidget.AnyWidget):
             if self.generating:
                 raise RuntimeError("This player is still generating: stop() it and wait(), or use another Player.")
             self._stopping.clear()
-            self._audio, self.chunks, self.error, self._fresh = [], [], None, True
+            self._audio, self.chunks, self.words, self.error, self._fresh = [], [], [], None, True
             self.run += 1
             self.metrics, self.message, self.state = {}, "", "streaming"
             self.played, self.buffered, self.underruns = 0.0, 0.0, 0
@@ -177,6 +180,7 @@ class Player(anywidget.AnyWidget):
                     before = self._take(audio, metrics, before, time.perf_counter() - start)
                 with self._lock:
                     self.metrics = _shown(metrics)  # final only after the last chunk
+                    self._take_words(metrics.words)
             finally:
                 getattr(stream, "close", lambda: None)()  # here, where it ran: it may have patched the model
         except BaseException as error:  # kept for wait(); nobody would see it raised in a thread
@@ -198,11 +202,22 @@ class Player(anywidget.AnyWidget):
             self._audio.append(audio)
             self.chunks.append(record)
             self.metrics = _shown(metrics)
+            self._take_words(metrics.words)
             if self._ready:
                 self._send_chunk(record)
         if self.on_chunk is not None:
             self.on_chunk(record)
-        return StreamMetrics(**asdict(metrics))
+        return replace(metrics)
+
+    def _take_words(self, words: list[Word]) -> None:
+        """Keeps the new ones of words that only grow, and sends those."""
+        known = len(self.words)
+        self.words += words[known:]
+        if self._ready and len(self.words) > known:
+            self._send_words(known)
+
+    def _send_words(self, first: int = 0) -> None:
+        self.send({"kind": "words", "run": self.run, "index": first, "words": self.words[first:]})
 
     def _send_chunk(self, record: ChunkRecord) -> None:
         content = {"kind": "chunk", "run": self.run, "play": self._fresh, **asdict(record)}
@@ -215,6 +230,7 @@ class Player(anywidget.AnyWidget):
         elif content.get("kind") == "ready":  # a page, or the page once more after a reload: it has no chunks
             with self._lock:
                 self._ready = True
+                self._send_words()
                 for record in self.chunks:
                     self._send_chunk(record)
 
@@ -223,7 +239,14 @@ def _shown(metrics: StreamMetrics) -> dict[str, Any]:
     return {
         "rtf": metrics.rtf, "first_chunk": metrics.latency_to_first_chunk, "tokens": metrics.tokens,
         "generation": metrics.total_generation_time, "duration": metrics.total_audio_duration,
+        "ended": metrics.ended, "note": _note(metrics),
     }  # fmt: skip
+
+
+def _note(metrics: StreamMetrics) -> str:
+    """What is to be known of a stream that did not end by itself, else nothing."""
+    after = f"after {metrics.tokens} tokens"
+    return {"limit": f"cut at max_new_tokens {after}", "guard": f"ended by the guard {after}"}.get(metrics.ended, "")
 
 
 def play(stream: Stream, sample_rate: int = 24000, title: str = "") -> Player | Audio:

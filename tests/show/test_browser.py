@@ -63,7 +63,7 @@ window.loudestDifference = async () => {
 # first of them lasts for half a minute, so that nothing which is seen then depends on how fast the kernel speaks.
 SOURCES = """
 import ipywidgets, torch
-from chatterbox_lab.engine.clock import StreamMetrics
+from chatterbox_lab.engine.clock import StreamMetrics, Word
 from chatterbox_lab.show import explorer as module
 
 lengths = [720000, 24000, 12345, 960, 1, 7777]
@@ -76,7 +76,17 @@ def made(*_, held=False, **__):
             module.Explorer._newest().player._stopping.wait(600)
         yield audio, StreamMetrics(rtf=0.5, latency_to_first_chunk=0.1)
 
-sources = {"spoken": spoken, "made": made, "held": lambda *_, **__: made(held=True)}
+words = [(f"word{number}" + "." * (number % 10 == 9), 0.5 * number, 0.5 * number + 0.4) for number in range(80)]
+
+def told(*_, **__):  # half of the words come with the first chunk, all before the last, and a limit cuts it
+    metrics = StreamMetrics(rtf=0.5, latency_to_first_chunk=0.1)
+    for number, audio in enumerate(noise.split(lengths, dim=1)):
+        metrics.words += [Word(*word) for word in words[len(metrics.words) : 40 + 20 * number]]
+        metrics.tokens += audio.shape[1] // 960
+        yield audio, metrics
+    metrics.ended = "limit"
+
+sources = {"spoken": spoken, "made": made, "held": lambda *_, **__: made(held=True), "told": told}
 choice, chosen = ipywidgets.ToggleButtons(options=list(sources)), ipywidgets.Label("from spoken")
 
 def choose(change):
@@ -86,6 +96,24 @@ choice.observe(choose, "value")
 ipywidgets.VBox([choice, chosen])
 """
 LENGTHS = [720000, 24000, 12345, 960, 1, 7777]
+
+# What the running text of the newest player shows, and the second that it shows it for, read at one moment.
+TEXT = f"""() => {{
+  const root = document.querySelector('{NEWEST}'), box = root.querySelector('.cbl-said');
+  const [frame, spans] = [box.getBoundingClientRect(), [...box.children]];
+  const now = spans.filter((span) => span.classList.contains('cbl-now')), said = (span) => span.textContent;
+  return {{
+    played: +root.dataset.played, words: spans.map(said), now: now.map(said),
+    current: spans.filter((span) => span.ariaCurrent === 'true').map(said),
+    past: spans.filter((span) => span.classList.contains('cbl-past')).length,
+    visible: now.every((span) => {{
+      const line = span.getBoundingClientRect();
+      return frame.top <= line.top && line.bottom <= frame.bottom;
+    }}),
+    below: root.querySelector('.cbl-costs').getBoundingClientRect().top - root.getBoundingClientRect().top,
+    page: document.scrollingElement.scrollTop,
+  }};
+}}"""
 
 # A browser whose autoplay policy wants a click first; Playwright's own calls count as such for the real policy.
 RELUCTANT = "AudioContext = class extends AudioContext { constructor(o) { super(o); this.suspend(); } };"
@@ -268,6 +296,68 @@ def test_chunks_join_at_the_very_sample(page: Page) -> None:
     assert max(map(abs, gaps)) < 1e-6
     assert page.evaluate("window.loudestDifference()") == 0
     assert data["underruns"] == 0
+    page.locator(f"{NEWEST} .cbl-stop").click()
+
+
+def text_at(page: Page, second: float) -> dict[str, Any]:
+    """What the running text shows once a click into the waveform has moved the sound there, and it was stopped."""
+    wave = page.locator(f"{NEWEST} .cbl-wave").bounding_box()
+    width, whole = wave["width"] - 46, sum(LENGTHS) / 24000
+    place = {"x": 46 + width * second / whole, "y": 20}
+    page.locator(f"{NEWEST} .cbl-wave").click(position=place)
+    wait_for(page, f"d.sounding === 'true' && +d.played > {second}")
+    page.locator(f"{NEWEST} .cbl-stop").click()
+    wait_for(page, "d.sounding === 'false'")
+    return page.evaluate(TEXT)
+
+
+def right(text: dict[str, Any]) -> bool:
+    """Whether the marked word is the one that sounds then: word n from half a second times n, for 0.4 s of it."""
+    number = int(text["played"] / 0.5)
+    sounds = text["played"] - 0.5 * number < 0.4
+    expected = [text["words"][number]] if sounds and text["played"] else []
+    return text["now"] == text["current"] == expected and text["past"] == number + (not sounds) and text["visible"]
+
+
+def test_the_word_that_sounds_is_marked_and_in_view(page: Page) -> None:
+    run(page, "told")
+    wait_for(page, "d.state === 'done' && +d.played > 0.6")
+    seen_at = []
+    for _ in range(40):
+        text = page.evaluate(TEXT)
+        assert right(text), text
+        seen_at.append(text)
+        page.wait_for_timeout(50)
+    assert len({text["played"] for text in seen_at}) > 3
+    assert seen_at[-1]["words"] == [f"word{number}" + "." * (number % 10 == 9) for number in range(80)]
+    page.locator(f"{NEWEST} .cbl-stop").click()
+    places = [text_at(page, second) for second in (25, 3, 14.45)]
+    assert all(map(right, places)), places
+    assert {text["below"] for text in [*seen_at, *places]} == {seen_at[0]["below"]}  # nothing jumps
+    assert len({text["page"] for text in places}) == 1
+    expect(page.locator(f"{NEWEST} .cbl-note")).to_have_text(
+        f"cut at max_new_tokens after {sum(n // 960 for n in LENGTHS)} tokens"
+    )
+
+
+def test_a_click_on_a_word_is_heard_from_there(page: Page) -> None:
+    run(page, "told")
+    wait_for(page, "d.state === 'done'")
+    page.locator(f"{NEWEST} .cbl-said span", has_text="word41").click()
+    data = wait_for(page, "+d.played >= 20.5 && d.sounding === 'true'")
+    assert data["played"] < 30
+    page.locator(f"{NEWEST} .cbl-stop").click()
+
+
+def test_without_words_and_where_there_is_little_room_no_text_is_shown(page: Page) -> None:
+    run(page, "told")
+    wait_for(page, "d.state === 'done'")
+    expect(page.locator(f"{NEWEST} .cbl-said")).to_be_visible()
+    run(page, "made")
+    wait_for(page, "d.state === 'done'")
+    expect(page.locator(f"{NEWEST} .cbl-said")).to_be_hidden()
+    expect(page.locator(f"{NEWEST} .cbl-note")).to_be_hidden()
+    expect(page.locator(".cbl-compact .cbl-said").first).to_be_hidden()
     page.locator(f"{NEWEST} .cbl-stop").click()
 
 

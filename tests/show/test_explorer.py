@@ -226,7 +226,8 @@ def test_the_last_runs_stay_as_they_were(lab_explorer: Explorer) -> None:
     kept = lab_explorer.kept[0]
     assert re.fullmatch(
         r"chunk 3, context 3, seed 4\n"
-        r"RTF [\d.]+, first chunk after [\d.]+ s, 1 chunk, 0\.12 s of audio, 0 underruns",
+        r"RTF [\d.]+, first chunk after [\d.]+ s, 1 chunk, 0\.12 s of audio, cut at max_new_tokens after 3 tokens, "
+        r"0 underruns",
         kept.title,
     )
     assert kept.compact
@@ -371,6 +372,29 @@ def test_random_weights_speak_until_the_limit_and_trained_ones_may_stop(
     finished(lab_explorer)
     assert asked == [True, False]
     assert said(lab_explorer) == "Done: no audio."
+
+
+def test_how_it_ended_is_said_if_not_by_itself(lab_explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:
+    for ended, said_of in (
+        ("stop", "."),
+        ("limit", ", cut at max_new_tokens after 7 tokens."),
+        ("guard", ", ended by"),
+    ):
+        metrics = lab.StreamMetrics(tokens=7, rtf=0.5, latency_to_first_chunk=0.1, ended=ended)
+        chunks = [(torch.zeros(1, 240), metrics)]
+        monkeypatch.setattr(explorer, "generate_stream", lambda *_, made=chunks, **__: iter(made))
+        finished(lab_explorer)
+        assert f"1 chunk, 0.01 s of audio{said_of}" in said(lab_explorer)
+
+
+def test_an_analyzer_gives_the_player_words(lab_explorer: Explorer) -> None:
+    finished(lab_explorer, text="Hello there, you.", analyzer="probe", max_new_tokens=60)
+    assert [word for word, _, _ in lab_explorer.player.words] == ["Hello", "there,", "you."][
+        : len(lab_explorer.player.words)
+    ]
+    assert lab_explorer.player.words
+    finished(lab_explorer, analyzer="off", max_new_tokens=3)
+    assert lab_explorer.player.words == []
 
 
 def test_without_a_front_end_it_is_one_line(lab_explorer: Explorer, monkeypatch: pytest.MonkeyPatch) -> None:

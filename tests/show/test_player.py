@@ -16,7 +16,7 @@ from conftest import TEXT
 from IPython.display import Audio
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine.clock import StreamMetrics
+from chatterbox_lab.engine.clock import StreamMetrics, Word
 from chatterbox_lab.show import player as player_module
 from chatterbox_lab.show.player import Player, front_end, play
 
@@ -27,12 +27,14 @@ class Page:
     """The front end of a player: what it was sent, and what it answers."""
 
     def __init__(self, player: Player, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.player, self.sent, self.silenced = player, [], False
+        self.player, self.sent, self.words, self.silenced = player, [], [], False
         monkeypatch.setattr(player, "send", self._take)
 
     def _take(self, content: dict[str, Any], buffers: list[bytes] | None = None) -> None:
         if content["kind"] == "chunk":
             self.sent.append((content, buffers))
+        if content["kind"] == "words":
+            self.words.append((content["run"], content["index"], [word for word, _, _ in content["words"]]))
         self.silenced |= content["kind"] == "silence"
 
     def says(self, kind: str) -> None:
@@ -46,10 +48,13 @@ class Page:
 
 
 class Tap:
-    """A stream of short chunks that waits before each until it is let on, and knows how it was closed."""
+    """A stream of short chunks that waits before each until it is let on, and knows how it was closed.
 
-    def __init__(self, count: int, fails_at: int | None = None) -> None:
-        self.count, self.fails_at = count, fails_at
+    With ``words`` it tells so many before each chunk, and before its end.
+    """
+
+    def __init__(self, count: int, fails_at: int | None = None, words: tuple[int, ...] = ()) -> None:
+        self.count, self.fails_at, self.words = count, fails_at, words
         self.gate = threading.Semaphore(0)
         self.closed_in: str | None = None
 
@@ -67,10 +72,17 @@ class Tap:
                 metrics.chunk_count += 1
                 metrics.t3_seconds += 1.0 + index
                 metrics.s3gen_seconds += 0.5
+                self.tell(metrics, index)
                 yield torch.full((1, 10), float(index)), metrics
+            self.tell(metrics, self.count)
             metrics.rtf = 0.25
         finally:
             self.closed_in = threading.current_thread().name
+
+    def tell(self, metrics: StreamMetrics, index: int) -> None:
+        for _ in range(self.words[index] if self.words else 0):
+            number = len(metrics.words)
+            metrics.words.append(Word(f"w{number}", float(number), number + 1.0))
 
 
 def until(condition: Callable[[], bool]) -> None:
@@ -150,6 +162,79 @@ def test_a_reloaded_page_gets_all_chunks_again_and_does_not_start_to_sound(monke
     player.wait()
     assert page.numbers() == [0, 1, 2]
     assert not any(content["play"] for content, _ in page.sent)
+
+
+def test_words_are_kept_and_only_new_ones_sent(monkeypatch: pytest.MonkeyPatch) -> None:
+    tap, player = Tap(3, words=(2, 0, 1, 2)), Player()
+    page = Page(player, monkeypatch)
+    page.says("ready")
+    page.words.clear()
+    player.start(tap.stream())
+    tap.let(3)
+    player.wait()
+    assert player.words == [Word(f"w{number}", float(number), number + 1.0) for number in range(5)]
+    assert page.words == [(1, 0, ["w0", "w1"]), (1, 2, ["w2"]), (1, 3, ["w3", "w4"])]
+    assert page.numbers() == [0, 1, 2]
+    page.words.clear()
+    page.says("ready")
+    assert page.words == [(1, 0, ["w0", "w1", "w2", "w3", "w4"])]
+    tap = Tap(1, words=(1, 0))
+    tap.let(1)
+    player.start(tap.stream())
+    player.wait()
+    assert player.words == [Word("w0", 0.0, 1.0)]
+    assert page.words[1:] == [(2, 0, ["w0"])]
+
+
+@pytest.mark.parametrize("ready_after", [0, 1, 3])
+def test_no_word_is_lost_or_sent_twice_whenever_the_page_is_ready(
+    monkeypatch: pytest.MonkeyPatch, ready_after: int
+) -> None:
+    tap, player = Tap(3, words=(1, 1, 1, 1)), Player()
+    page = Page(player, monkeypatch)
+    player.start(tap.stream())
+    tap.let(ready_after)
+    until(lambda: len(player.chunks) == ready_after)
+    page.says("ready")
+    tap.let(3 - ready_after)
+    player.wait()
+    got: list[str] = []
+    for _, index, words in page.words:
+        assert index == len(got)
+        got += words
+    assert got == ["w0", "w1", "w2", "w3"]
+
+
+def test_words_of_a_real_stream_are_those_of_its_metrics(tts: Any) -> None:
+    how = SHORT | {"analyzer": "probe", "max_new_tokens": 60}
+    *_, (_, metrics) = lab.generate_stream(tts, TEXT, **how)
+    player = Player()
+    player.start(lab.generate_stream(tts, TEXT, **how))
+    player.wait()
+    assert player.words == metrics.words
+    assert [word for word, _, _ in player.words] == TEXT.split()[: len(player.words)]
+    assert player.words
+
+
+@pytest.mark.parametrize(
+    ("ended", "note"),
+    [
+        (None, ""),
+        ("stop", ""),
+        ("limit", "cut at max_new_tokens after 7 tokens"),
+        ("guard", "ended by the guard after 7 tokens"),
+    ],
+)
+def test_what_did_not_end_by_itself_is_noted(ended: Any, note: str) -> None:
+    player, metrics = Player(), StreamMetrics(tokens=7)
+
+    def stream() -> Iterator[tuple[torch.Tensor, StreamMetrics]]:
+        yield torch.zeros(1, 10), metrics
+        metrics.ended = ended
+
+    player.start(stream())
+    player.wait()
+    assert (player.metrics["ended"], player.metrics["note"]) == (ended, note)
 
 
 @pytest.mark.parametrize("by", ["python", "page"])
