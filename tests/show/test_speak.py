@@ -165,14 +165,14 @@ def test_a_text_of_any_length_is_spoken_in_utterances_and_whole_only_if_asked_fo
 def test_speech_begins_before_the_end_of_the_standard_input(
     loaded: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    heard = threading.Event()
+    heard, in_time = threading.Event(), []
     reading, writing = os.pipe()
 
     def write() -> None:
         with os.fdopen(writing, "w") as pipe:
             pipe.write("Hello there, you. This is")
             pipe.flush()
-            assert heard.wait(60)
+            in_time.append(heard.wait(60))
             pipe.write(" it now!\n")
 
     spoken = speak.speak
@@ -189,6 +189,7 @@ def test_speech_begins_before_the_end_of_the_standard_input(
         monkeypatch.setattr(sys, "stdin", pipe)
         assert main(["speak", "-", *SHORT]) == 0
     writer.join()
+    assert in_time == [True]
     assert "than real time, waiting for the text included." in capsys.readouterr().out
     piped = samples(tmp_path / "speech.wav")
     assert main(["speak", "Hello there, you. This is it now!", *SHORT]) == 0
