@@ -314,7 +314,7 @@ def text_at(page: Page, second: float) -> dict[str, Any]:
 def right(text: dict[str, Any]) -> bool:
     """Whether the marked word is the one that sounds then: word n from half a second times n, for 0.4 s of it."""
     number = int(text["played"] / 0.5)
-    sounds = text["played"] - 0.5 * number < 0.4
+    sounds = text["played"] < 0.5 * number + 0.4  # summed as the words are: 1.4 - 1 is less than 0.4
     expected = [text["words"][number]] if sounds and text["played"] else []
     return text["now"] == text["current"] == expected and text["past"] == number + (not sounds) and text["visible"]
 
