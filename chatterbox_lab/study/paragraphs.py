@@ -220,7 +220,7 @@ def summary(table: pd.DataFrame, how: str = "cut", against: str = APART) -> pd.D
     """
     whole = table[table["sentences"] == table["of"]].assign(errors=table[HEARD[how]])
     by = whole.pivot_table(["errors", "repeats", "words"], "paragraph", "way", "first", sort=False)
-    by = by.dropna(axis=1, how="all")
+    by = by.dropna(axis=1, how="all").dropna()  # only what all ways have
     words, counts = by["words"][against], {"wer": by["errors"], "repeats": 100 * by["repeats"]}
     draws = np.random.default_rng(0).integers(0, len(words), (1000, len(words)))
     found = pd.DataFrame(index=[way for way in dict.fromkeys(whole["way"]) if way in by["errors"]])

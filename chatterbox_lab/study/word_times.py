@@ -11,15 +11,20 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any, NamedTuple
 
+import numpy as np
 import pandas as pd
 import torch
 from chatterbox.tts import ChatterboxTTS
 from tqdm import tqdm
 
 from ..engine.clock import StreamMetrics, Word
+from ..engine.request import checked
 from ..engine.schedule import TOKEN_SECONDS
 from ..engine.settings import BASELINE, whole_number
-from ..engine.stream import generate_stream
+from ..engine.stream import generate_stream, render
+from ..engine.t3.decode import tokens
+from ..engine.t3.words import Account, Path, TextWord
+from ..host import apart
 from ..speech.speak import speak
 from ..voices.load import load, pick_device
 from . import command
@@ -61,7 +66,7 @@ def aligned(text: str, audio: torch.Tensor) -> list[Word]:
     if [re.sub(r"\(\d+\)$", "", name) for name, _, _ in spans] != list(map(plain, words)):
         return []
     return [
-        Word(word, round(first * _FRAME - _BESIDE, 2), round(end * _FRAME - _BESIDE, 2))
+        Word(word, round(max(0.0, first * _FRAME - _BESIDE), 2), round(end * _FRAME - _BESIDE, 2))
         for word, (_, first, end) in zip(words, spans, strict=True)
     ]
 
@@ -125,6 +130,46 @@ def compared(
 
 def _difference(told: float | None, true: float | None) -> float | None:
     return None if told is None or true is None else round(told - true, 4)
+
+
+class Followed(NamedTuple):
+    """How T3 goes through a text: its audio (1, samples), attention (speech tokens, text tokens) and path.
+
+    ``path`` has the text token that each speech token is at, ``places`` those of the words, ``words`` their times.
+    """
+
+    audio: torch.Tensor
+    rows: np.ndarray
+    path: list[int]
+    places: tuple[TextWord, ...]
+    words: list[Word]
+
+
+class _Watched(Account):
+    """An account that keeps the attention it is told of."""
+
+    def __init__(self, *given: Any) -> None:
+        super().__init__(*given)
+        self.rows: list[np.ndarray] = []
+
+    def heard(self, row: torch.Tensor, tokens: int) -> None:
+        self.rows.append(row.float().numpy())
+        super().heard(row, tokens)
+
+
+def follow(tts: ChatterboxTTS, text: str, *, seed: int = 0, max_new_tokens: int = 1000) -> Followed:
+    """Speaks a text, and keeps what its words' times are made from."""
+    settings = BASELINE.replace(backend="static", analyzer="probe")
+    request = checked(tts, text, settings, seed=seed, max_new_tokens=max_new_tokens)
+    account = _Watched(request.words, request.text_tokens.shape[1], [])
+    with apart(tts.device):
+        codes = torch.cat(list(tokens(tts, request, account))).cpu()
+    account.end("limit", len(codes))  # where that is how it ended
+    path = Path(request.text_tokens.shape[1])
+    settled = [path.update(row) for row in account.rows]
+    steps = [*settled[len(path.leaps) :], *(max(place, path.place) for place in path.back()[1:])]
+    rows = np.stack(account.rows)[: len(codes)]  # the last step gives the stop token
+    return Followed(render(tts, codes, settings, seed=seed), rows, steps[: len(codes)], request.words, account.told)
 
 
 def _by_place(words: Sequence[str], found: Sequence[Word]) -> dict[int, Word]:

@@ -38,7 +38,8 @@ def timed(text: str, lexicon: dict[str, str]) -> tuple[torch.Tensor, list[Word]]
     if len(spans) != len(said):
         return speech, []
     begin, end = max(0.0, spans[0][0][1] - LEAD), spans[-1][-1][2] + TAIL
-    times = [Word(word, span[0][1] - begin, span[-1][2] - begin) for word, span in zip(said, spans, strict=True)]
+    spoken = [(round(span[0][1] - begin, 3), round(span[-1][2] - begin, 3)) for span in spans]
+    times = [Word(word, *span) for word, span in zip(said, spoken, strict=True)]
     return speech[round(begin * S3GEN_SR) : round(end * S3GEN_SR)], times
 
 

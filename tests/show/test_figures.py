@@ -7,15 +7,18 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+import torch
 from matplotlib.colors import to_rgb
 from PIL import Image
 
+from chatterbox_lab.engine.clock import Word
 from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import StreamSettings
+from chatterbox_lab.engine.t3.words import TextWord
 from chatterbox_lab.show import colors, figures, player
 from chatterbox_lab.show.figures.chunks import buffer_levels
 from chatterbox_lab.study import costs as study_costs
-from chatterbox_lab.study import layers
+from chatterbox_lab.study import layers, word_times
 
 
 @pytest.fixture(autouse=True)
@@ -288,3 +291,53 @@ def test_published_figures_stand_apart_from_our_records() -> None:
     words = {text.get_text() for text in drawn.legends[0].get_texts()}
     assert {"published by others", "published: the report", "measured here: our records"} <= words
     plt.close(drawn)
+
+
+def test_word_errors_are_drawn_over_the_number_of_sentences() -> None:
+    rates = pd.DataFrame({"at once": [0.1, 0.9], "speak": [0.1, 0.08]}, index=[1, 10])
+    bounds = {"at once": pd.DataFrame({"low": [0.05, 0.8], "high": [0.2, 0.95]}, index=[1, 10])}
+    ax = figures.errors_by_sentences(rates, bounds).axes[0]
+    assert [(line.get_label(), line.get_ydata()[-1]) for line in ax.lines] == [("at once", 0.9), ("speak", 0.08)]
+    assert ax.get_xticks().tolist() == [1, 10]
+    assert ax.get_ylim()[0] == 0
+    assert len(ax.collections) == 1
+
+
+def test_the_path_of_an_alignment_lies_on_its_attention() -> None:
+    places = (TextWord("One", 1, 2), TextWord("two", 3, 5))
+    words = [Word("One", 0.0, 0.08), Word("two", 0.08, 0.2)]
+    followed = word_times.Followed(torch.zeros(1, 4800) + 0.1, np.eye(5, 6, 1), [1, 2, 3, 4, 5], places, words)
+    sound, ax, _ = figures.alignment_path(followed, 24000).axes
+    (image,) = ax.images
+    assert image.get_array().shape == (6, 5)
+    assert image.get_extent() == pytest.approx([0, 0.2, 5.5, -0.5])
+    path = next(line for line in ax.lines if line.get_label() == "the path")
+    assert path.get_xdata()[[0, -1]] == pytest.approx([0, 0.2])
+    assert path.get_ydata()[:5].tolist() == [1, 2, 3, 4, 5]
+    assert [text.get_text() for text in sound.texts] == ["One", "two"]
+    assert [(tick, label.get_text()) for tick, label in zip(ax.get_yticks(), ax.get_yticklabels(), strict=True)] == [
+        (1, "One"), (3, "two"),
+    ]  # fmt: skip
+
+
+def test_errors_of_words_are_shown_as_the_share_that_is_off_by_less() -> None:
+    rows = pd.DataFrame({"start_error": [0.01, -0.03, 0.02, np.nan], "end_error": [0.1, -0.1, 0.1, 0.1]})
+    start, end = figures.time_errors({"the stream": rows, "the aligner": rows / 2}).axes
+    assert [line.get_label() for line in end.lines[:2]] == ["the stream", "the aligner"]
+    assert start.lines[0].get_xdata().tolist() == pytest.approx([10, 20, 30])
+    assert start.lines[0].get_ydata().tolist() == pytest.approx([1 / 3, 2 / 3, 1])
+    assert end.lines[1].get_xdata().tolist() == pytest.approx([50] * 4)
+
+
+def test_speech_that_the_guard_cuts_lies_below_the_line() -> None:
+    rows = pd.DataFrame({"text": list("abc") * 2, "seed": 0, "rules": ["none"] * 3 + ["own"] * 3})
+    rows = rows.assign(tokens=[10, 100, 20, 10, 50, 10], errors=[0, 5, 0, 0, 1, 1])
+    ax = figures.guarded({"short": rows}).axes[0]
+    points = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines[:3]}
+    assert points == {
+        "as many word errors: 1": ([pytest.approx(0.4)], [pytest.approx(0.4)]),
+        "fewer: 1": ([pytest.approx(4)], [pytest.approx(2)]),
+        "more: 1": ([pytest.approx(0.8)], [pytest.approx(0.4)]),
+    }
+    line = ax.lines[3]
+    assert list(line.get_xdata()) == list(line.get_ydata())

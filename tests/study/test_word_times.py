@@ -131,6 +131,19 @@ def test_a_stream_tells_what_is_written_down_and_the_record_goes_on(
 
 
 @pytest.mark.filterwarnings("ignore:max_new_tokens")
+def test_the_path_that_is_shown_is_the_one_that_the_words_are_told_by(tts: build.LabTTS) -> None:
+    found = word_times.follow(tts, "It was late.", seed=1, max_new_tokens=40)
+    assert found.audio.shape[1] == 960 * len(found.rows) == 960 * len(found.path)
+    assert found.path == sorted(found.path)
+    settings = lab.BASELINE.replace(backend="static", analyzer="probe")
+    *_, (_, metrics) = lab.generate_stream(tts, "It was late.", settings, seed=1, max_new_tokens=40)
+    assert found.words == metrics.words != []
+    for word, (_, first, end) in zip(found.words, found.places, strict=False):
+        assert all(first <= place for place in found.path[round(word.start / 0.04) :])
+        assert all(place < end for place in found.path[: round(word.end / 0.04)])
+
+
+@pytest.mark.filterwarnings("ignore:max_new_tokens")
 def test_both_streams_of_the_package_can_be_listened_to(tts: build.LabTTS) -> None:
     settings = lab.BASELINE.replace(backend="static", analyzer="probe", chunk_size=5)
     for speaks in word_times.WAYS.values():

@@ -11,6 +11,7 @@ from .predictions import predictions
 from .published import published_rtfs
 from .result import stream_bars
 from .seams import seam_close_up, trials_board
+from .speech import alignment_path, errors_by_sentences, guarded, time_errors
 from .style import log_scale, origin, provenance, save, set_style, show
 from .training import training_curves
 
@@ -20,10 +21,13 @@ __all__ = [
     "SHARE_COLORS",
     "STREAMS",
     "WAY_COLORS",
+    "alignment_path",
     "buffers",
     "chunk_costs",
     "context_heat_map",
     "decode_costs",
+    "errors_by_sentences",
+    "guarded",
     "latency_front",
     "layer_heat_map",
     "left_by_calls",
@@ -45,6 +49,7 @@ __all__ = [
     "t3_rung_parts",
     "t3_rungs",
     "t3_token_times",
+    "time_errors",
     "training_curves",
     "trials_board",
     "window_costs",
