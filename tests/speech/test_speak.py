@@ -6,6 +6,7 @@ import threading
 from collections.abc import Callable, Iterator
 from typing import Any
 
+import psutil
 import pytest
 import torch
 
@@ -13,7 +14,9 @@ import chatterbox_lab as lab
 from chatterbox_lab.engine import stream
 from chatterbox_lab.engine.clock import StageClock
 from chatterbox_lab.engine.request import checked
+from chatterbox_lab.engine.s3gen.flow import Flow
 from chatterbox_lab.engine.s3gen.render import Renderer
+from chatterbox_lab.engine.s3gen.vocoder import Vocoder
 from chatterbox_lab.engine.schedule import SCHEDULES
 from chatterbox_lab.engine.t3.decode import token_chunks
 from chatterbox_lab.speech import speak as speaking
@@ -243,6 +246,33 @@ def test_memory_does_not_grow_with_the_text(tts: Any, monkeypatch: pytest.Monkey
             break
     assert kept[0] == kept[1]
     assert len(set(lengths[20:])) == len(set(lengths[20:23]))
+
+
+@pytest.mark.parametrize("overlap", [False, True])
+def test_two_hundred_sentences_leave_memory_as_twenty_do(
+    tts: Any, monkeypatch: pytest.MonkeyPatch, overlap: bool, one_thread_each: None
+) -> None:
+    """Of each sentence two tokens are said, and S3Gen's flow and vocoder make zeros."""
+    monkeypatch.setattr(Flow, "mel", lambda _, window, *__: torch.zeros(1, 80, 2 * len(window)))
+    monkeypatch.setattr(Vocoder, "__call__", lambda _, mel, __: torch.zeros(1, mel.shape[2] * 480))
+    monkeypatch.setattr(tts.watermarker, "apply_watermark", lambda wave, **_: wave)
+    renderers, tensors, resident, inner = [], [], [], Renderer.__init__
+    monkeypatch.setattr(Renderer, "__init__", lambda self, *given: renderers.append(self) or inner(self, *given))
+    given = FIXED | {"max_new_tokens": 2, "schedule": "grow", "context_window": 8, "overlap": overlap}
+    text = (f"This is the sentence with number {number}, and it ends here. " for number in itertools.count())
+    for number, (audio, _) in enumerate(lab.speak(tts, text, **given)):
+        assert audio.shape[1] > 960
+        if number in (20, 200):
+            gc.collect()
+            tensors.append(sum(type(found) is torch.Tensor for found in gc.get_objects()))
+            resident.append(psutil.Process().memory_info().rss)
+            assert len(renderers[0].context) == 8
+            assert renderers[0].made.shape[2] <= max(2 * 8, renderers[0].frames)
+        if number == 200:
+            break
+    assert len(renderers) == 1
+    assert abs(tensors[1] - tensors[0]) <= (20 if overlap else 0)  # what the threads are at
+    assert resident[1] - resident[0] < 16 * 2**20
 
 
 @pytest.mark.parametrize("schedule", [{"schedule": "grow"}, {"flow": "cached"}, {"analyzer": "probe", "guard": True}])
