@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import json
 import os
@@ -19,6 +20,9 @@ from typing import Any
 import nbformat
 import pytest
 from playwright.sync_api import Locator, Page, expect, sync_playwright
+
+from chatterbox_lab.engine.clock import Word
+from chatterbox_lab.speech.subtitles import cues, vtt
 
 REPOSITORY = Path(__file__).resolve().parents[2]
 NOTEBOOK = REPOSITORY / "notebooks" / "03_chunk_sweep.ipynb"
@@ -96,6 +100,9 @@ choice.observe(choose, "value")
 ipywidgets.VBox([choice, chosen])
 """
 LENGTHS = [720000, 24000, 12345, 960, 1, 7777]
+
+CUES = """[...document.querySelector('track').track.cues].map(
+  (cue) => [cue.startTime, cue.endTime, cue.getCueAsHTML().textContent])"""
 
 # What the running text of the newest player shows, and the second that it shows it for, read at one moment.
 TEXT = f"""() => {{
@@ -421,6 +428,24 @@ def test_a_browser_that_keeps_silent_asks_for_a_click(page: Page, server: str) -
     play.click()
     assert wait_for(other, "+d.played > 0.2")["underruns"] == seen(page)["underruns"]
     expect(play).to_have_text("Replay")
+    other.close()
+
+
+def test_a_browser_reads_subtitles_as_they_were_written(page: Page) -> None:
+    said = (
+        'He said <b>: "AT&T --> is > 5 & it\'s fine." NOTE this. 12 men came late in the evening, when nobody was up.'
+    )
+    words = [Word(word, 0.4 * number, 0.4 * number + 0.35) for number, word in enumerate(said.split())]
+    expected = [
+        [cue.start / 1000, cue.end / 1000, "\n".join(" ".join(word.word for word in line) for line in cue.lines)]
+        for cue in cues(words)
+    ]
+    other = page.context.browser.new_page()
+    for each_word in (False, True):
+        text = base64.b64encode(vtt(words, each_word=each_word).encode()).decode()
+        other.set_content(f'<video><track default src="data:text/vtt;base64,{text}"></video>')
+        other.wait_for_function("document.querySelector('track').readyState === 2", timeout=PATIENCE)
+        assert other.evaluate(CUES) == expected
     other.close()
 
 
