@@ -186,8 +186,8 @@ def _sentence_ends(words: Sequence[Word]) -> set[int]:
     found = set()
     for number in range(1, len(words)):
         before, word = words[number - 1].word, words[number].word
-        plain = _PLAIN_END.search(before) and not word[0].islower()
-        if plain or (_END.search(before) and places[number] in begun):
+        ends = _PLAIN_END.search(before) or (_END.search(before) and places[number] in begun)
+        if ends and not word[0].islower():
             found.add(number)
     return found
 

@@ -87,6 +87,8 @@ def told(*_, **__):  # half of the words come with the first chunk, all before t
     for number, audio in enumerate(noise.split(lengths, dim=1)):
         metrics.words += [Word(*word) for word in words[len(metrics.words) : 40 + 20 * number]]
         metrics.tokens += audio.shape[1] // 960
+        if number == 4:  # another page opens this notebook: all is sent again
+            module.Explorer._newest().player._receive(None, {"kind": "ready"}, [])
         yield audio, metrics
     metrics.ended = "limit"
 

@@ -85,12 +85,12 @@ def test_words_are_marked_within_a_subtitle_where_it_may_say_so() -> None:
 
 
 def test_a_subtitle_ends_with_its_sentence() -> None:
-    said = 'Mr. Brown came home late. "Who is there?" he asked. Nobody saw e.g. J. Smith in a car. Birds sang.'
+    said = 'Mr. Brown came home late. "Who is there?" he asked. Nobody saw e.g. J. Smith in a car. What now? he said.'
     assert lines(said) == [
         ["Mr. Brown came home late."],
         ['"Who is there?" he asked.'],
         ["Nobody saw e.g. J. Smith in a car."],
-        ["Birds sang."],
+        ["What now? he said."],
     ]
 
 
