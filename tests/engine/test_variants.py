@@ -14,7 +14,7 @@ from transformers import GPT2Config, GPT2Model
 
 import chatterbox_lab as lab
 from chatterbox_lab.engine import variants
-from chatterbox_lab.engine.t3.rules import FORK, LATER, Rules
+from chatterbox_lab.engine.t3.rules import FORK, LATER, SAFE, Rules
 
 
 def test_the_fork_is_told_by_what_it_offers(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -117,7 +117,12 @@ def test_this_model_speaks_english_alone(tts: Any) -> None:
 def test_rules_are_checked() -> None:
     assert FORK.equal_tokens == math.inf
     assert (LATER.equal_tokens, LATER.shortest) == (3, 5)
-    for name, value in (("long_tail", -1), ("repetition", "5"), ("equal_tokens", 1), ("shortest", math.nan)):
+    assert FORK.most(10) == LATER.most(10) == math.inf
+    assert SAFE.most(12) == SAFE.cap_beside + 10 * SAFE.cap
+    with pytest.raises(ValueError, match="trims=1: must be True or False"):
+        Rules(trims=1)
+    wrong = ("long_tail", -1), ("repetition", "5"), ("equal_tokens", 1), ("shortest", math.nan), ("cap", None)
+    for name, value in wrong:
         with pytest.raises(ValueError, match=f"{name}={value!r}: must be a number from"):
             Rules(**{name: value})
 

@@ -73,7 +73,7 @@ class AlignmentTracker:
         self.steps += 1
         self._equal = self._equal + 1 if token is not None and token == self._last else 1
         self._last = -1 if token is None else token
-        rules, suppressed = self.rules, self.text_tokens > self.rules.shortest and attended < self._end
+        rules, suppressed = self.rules, attended < self._end and self._early()
         long_tail = self.complete and float(self._tail.max()) >= rules.long_tail
         repetition = self.complete and self._repeated > rules.repetition
         equal = self._equal >= rules.equal_tokens
@@ -81,6 +81,11 @@ class AlignmentTracker:
         trailing = self.complete and attended < self._end
         found = self.position, self.started, self.complete, discontinuity, long_tail, repetition, equal
         return Alignment(*found, trailing, stop)
+
+    def _early(self) -> bool:
+        """Whether a stop would come early, by how much was said, in a text that is long enough to tell."""
+        length = self.text_tokens
+        return length > self.rules.shortest and self.steps <= self.rules.early * length
 
     @property
     def _end(self) -> int:

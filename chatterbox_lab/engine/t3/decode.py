@@ -167,10 +167,11 @@ def _steps(
         picked, rows = [], []
         for _ in range(steps_ahead(ahead, settings.chunk_size, said, most)):
             logits = stepper.step(said) if said else stepper.prefill(embeds, voice)
+            attention = stepper.rows if reads or guard is not None else None
             if reads:
-                rows.append(stepper.rows[-1].clone())  # a graph writes the next step's into the same memory
+                rows.append(attention[-1].clone())  # a graph writes the next step's into the same memory
             if guard is not None:
-                logits = guard.led(logits, stepper.rows, last, edges[1])
+                logits = guard.led(logits, attention, last, edges[1])
             picked.append(stepper.pick(logits)[0])
             said += 1
         seen = torch.stack(rows).cpu() if reads else [None] * len(picked)

@@ -12,10 +12,12 @@ class Rules:
 
     Args:
         long_tail: attention on one of the last three text tokens, after the text is complete, from which on the end is
-            forced: 5 is a fifth of a second of a held last sound.
+            forced: 10 is two fifths of a second of a held last sound.
         repetition: attention on earlier text after completion, beyond which the end is forced.
         equal_tokens: as many equal speech tokens in a row force the end, at least 2.
         shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed.
+        early: speech tokens for each text token, beyond which a stop is not early and not suppressed: in a long text,
+            where the alignment may be lost, no stop would ever be let pass.
         cap: speech tokens at most for each text token, besides ``cap_beside``.
         cap_beside: speech tokens that a text of any length may take besides.
         trims: whether speech that has said all of its text, and looks back into it when it ends, is cut to where it
@@ -25,10 +27,11 @@ class Rules:
         ValueError: names the field, its value and what is allowed.
     """
 
-    long_tail: float = 5.0
+    long_tail: float = 10.0
     repetition: float = 5.0
-    equal_tokens: float = 3
+    equal_tokens: float = math.inf
     shortest: float = 5
+    early: float = 1.0
     cap: float = 6.0
     cap_beside: float = 25.0
     trims: bool = True
@@ -49,9 +52,9 @@ class Rules:
 
 SAFE = Rules()
 """What is left when rules that did harm are gone (notebook 08)."""
-AS_RELEASED = {"cap": math.inf, "trims": False}
-FORK = Rules(long_tail=10.0, equal_tokens=math.inf, shortest=0, **AS_RELEASED)
+AS_RELEASED = {"early": math.inf, "cap": math.inf, "trims": False}
+FORK = Rules(shortest=0, **AS_RELEASED)
 """As in the analyzer of chatterbox-streaming 0.1.2, where the rules are present but never called."""
-LATER = Rules(**AS_RELEASED)
+LATER = Rules(long_tail=5.0, equal_tokens=3, **AS_RELEASED)
 """As in Multilingual of chatterbox-tts 0.1.7, except that three equal tokens force the end, which its comment says, and
 not two, as its code has it: a held vowel has two."""

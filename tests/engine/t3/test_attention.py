@@ -20,6 +20,7 @@ from chatterbox_lab.engine.t3 import attention, backends, eager, spies
 from chatterbox_lab.engine.t3.alignment import AlignmentTracker, guard_logits
 from chatterbox_lab.engine.t3.backends import ANALYZERS
 from chatterbox_lab.engine.t3.decode import conditioning, decode, prompt
+from chatterbox_lab.engine.t3.rules import FORK
 from chatterbox_lab.study import fallback, logs, upstream
 from chatterbox_lab.voices import load as models
 
@@ -146,7 +147,8 @@ def test_rows_and_guarded_tokens_equal_upstreams_analyzer(tts: Any, mode: str, m
         return update(self, rows, token)
 
     monkeypatch.setattr(AlignmentTracker, "update", recorded)
-    tokens = lab.speech_tokens(tts, TEXT, seed=5, max_new_tokens=30, ignore_eos=True, analyzer=mode, guard=True)
+    upstreams = {"ignore_eos": True, "analyzer": mode, "guard": True, "rules": FORK}
+    tokens = lab.speech_tokens(tts, TEXT, seed=5, max_new_tokens=30, **upstreams)
     assert torch.equal(tokens, expected)
     alignment = seen[-1].alignment[: len(torch.cat(taken))]
     torch.testing.assert_close(torch.cat(taken), alignment, rtol=1e-4, atol=1e-7)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -13,11 +14,11 @@ from living.inner.said import CASES, FULL, LANGUAGES, TEXTS, released_tokens
 
 import chatterbox_lab as lab
 from chatterbox_lab.engine.t3.alignment import AlignmentTracker
-from chatterbox_lab.engine.t3.rules import LATER, Rules
+from chatterbox_lab.engine.t3.rules import LATER
 from chatterbox_lab.engine.variants import encode, released, variant_of
 
 BACKENDS = ("hf", "static")
-AS_RELEASED = Rules(LATER.long_tail, LATER.repetition, equal_tokens=2, shortest=LATER.shortest)
+AS_RELEASED = replace(LATER, equal_tokens=2)
 """The release forces the end at two equal tokens, where its comment says three."""
 
 
