@@ -20,6 +20,7 @@ from ..engine.schedule import Growing
 from ..engine.settings import BALANCED, StreamSettings, whole_number
 from ..engine.stream import renderer_of, watermark
 from ..engine.t3.decode import token_chunks, tokens
+from ..engine.t3.words import text_words
 from ..engine.variants import encode
 from ..host import apart, working_apart
 from .sentences import LONGEST, Pauses, Utterance, utterances
@@ -176,9 +177,11 @@ def _parts(
                 elif utterance.pause:
                     if plan is not None:
                         plan.ended(0, utterance.pause)
+                    clock.decoded += utterance.pause
                     yield _Part(_NO_TOKENS, utterance.pause)
                 stopped = base.stop.is_set() or (halted is not None and halted.is_set())
                 if stopped:
+                    clock.ended = None
                     break
         except Exception:
             yield _Part(_NO_TOKENS, 0.0)
@@ -192,7 +195,8 @@ def _request(tts: ChatterboxTTS, base: Request, words: str, number: int) -> Requ
     rows = base.text_tokens.shape[0]
     with apart(tts.device):
         text_tokens = encode(tts, words, base.settings.language, rows)
-    return replace(base, text_tokens=text_tokens, seed=seed_of(base.seed, number))
+        found = text_words(tts, words, text_tokens) if base.words else ()  # the alignment is read
+    return replace(base, text_tokens=text_tokens, seed=seed_of(base.seed, number), words=found)
 
 
 def seed_of(seed: int | None, number: int) -> int | None:
@@ -212,9 +216,11 @@ def _in_chunks(
 ) -> Generator[_Part, None, None]:
     with closing(token_chunks(tts, request, clock, halted, plan)) as chunks:
         for new, ended in chunks:
+            silence = _silence(utterance) if ended else None
             if ended and plan is not None:
-                plan.ended(len(new), _silence(utterance))
-            yield _Part(new, _silence(utterance) if ended else None)
+                plan.ended(len(new), silence)
+            clock.decoded += silence or 0.0
+            yield _Part(new, silence)
 
 
 def _in_one(tts: ChatterboxTTS, request: Request, utterance: Utterance) -> Generator[_Part, None, None]:
