@@ -296,25 +296,31 @@ def faults(table: pd.DataFrame, usual: float, beside: float = 0.0, by: str = "gu
     return counts.assign(wer=groups["errors"].sum() / groups["words"].sum(), prompts=groups.size())
 
 
+def beside(table: pd.DataFrame, rules: str = "own") -> pd.DataFrame:
+    """Each prompt and seed with the guard by some ``rules``, and in columns that end in ``_before`` without it."""
+    columns = ["tokens", "ended", "heard", "errors"]
+    plain, ours = (table[table["rules"] == one].set_index(["text", "seed"])[columns] for one in ("none", rules))
+    return ours.join(plain, rsuffix="_before")
+
+
 def pairs(table: pd.DataFrame) -> pd.DataFrame:
     """What the guard did, by its ``rules``: each prompt and seed with it against the same without it.
 
-    ``changed`` counts other tokens, ``better`` and ``worse`` fewer and more word errors, ``errors`` their sum;
-    ``seconds`` is speech saved, ``longest`` the longest speech of all in seconds, and ``longest_before`` without it.
+    ``changed`` counts other lengths and other words, ``better`` and ``worse`` fewer and more word errors, ``errors``
+    their sum; ``limit`` and ``limit_before`` count what the limit cut, with the guard and without; ``seconds`` is
+    speech saved, ``longest`` and ``longest_before`` the longest speech of all in seconds.
     """
-    table = table[table["guard"].notna()]  # without what was skipped
-    plain = table[table["rules"] == "none"].set_index(["text", "seed"])
     found = {}
-    for name, some in table[table["rules"] != "none"].groupby("rules", sort=False):
-        ours = some.set_index(["text", "seed"])
-        before = plain.loc[ours.index]
-        errors, tokens = ours["errors"] - before["errors"], ours["tokens"] - before["tokens"]
-        found[name] = {
-            "pairs": len(ours), "changed": int(((tokens != 0) | (ours["heard"] != before["heard"])).sum()),
-            "better": int((errors < 0).sum()), "worse": int((errors > 0).sum()), "errors": int(errors.sum()),
-            "seconds": -tokens.sum() * TOKEN_SECONDS, "longest": ours["tokens"].max() * TOKEN_SECONDS,
-            "longest_before": before["tokens"].max() * TOKEN_SECONDS,
-        }  # fmt: skip
+    for name in (one for one in table["rules"].dropna().unique() if one != "none"):
+        both = beside(table, name)
+        errors, tokens = both["errors"] - both["errors_before"], both["tokens"] - both["tokens_before"]
+        heard = both["heard"].fillna("") != both["heard_before"].fillna("")  # a CSV reads nothing as missing
+        row = {"pairs": len(both), "changed": ((tokens != 0) | heard).sum(), "errors": errors.sum()}
+        row |= {"better": (errors < 0).sum(), "worse": (errors > 0).sum()}
+        row |= {f"limit{when}": (both[f"ended{when}"] == "limit").sum() for when in ("", "_before")}
+        row |= {"seconds": -tokens.sum() * TOKEN_SECONDS}
+        row |= {f"longest{when}": both[f"tokens{when}"].max() * TOKEN_SECONDS for when in ("", "_before")}
+        found[name] = row
     return pd.DataFrame.from_dict(found, orient="index")
 
 

@@ -331,7 +331,7 @@ def test_errors_of_words_are_shown_as_the_share_that_is_off_by_less() -> None:
 
 def test_speech_that_the_guard_cuts_lies_below_the_line() -> None:
     rows = pd.DataFrame({"text": list("abc") * 2, "seed": 0, "rules": ["none"] * 3 + ["own"] * 3})
-    rows = rows.assign(tokens=[10, 100, 20, 10, 50, 10], errors=[0, 5, 0, 0, 1, 1])
+    rows = rows.assign(tokens=[10, 100, 20, 10, 50, 10], errors=[0, 5, 0, 0, 1, 1], ended="stop", heard="")
     ax = figures.guarded({"short": rows}).axes[0]
     points = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines[:3]}
     assert points == {

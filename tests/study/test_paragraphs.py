@@ -12,6 +12,7 @@ import torch
 import chatterbox_lab as lab
 from chatterbox_lab.__main__ import main
 from chatterbox_lab.files import attribute
+from chatterbox_lab.speech.speak import seed_of
 from chatterbox_lab.study import paragraphs, records, trials
 from chatterbox_lab.voices import build
 
@@ -67,8 +68,12 @@ def short(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.filterwarnings("ignore:max_new_tokens")
-def test_one_by_one_says_what_speak_says(tts: build.LabTTS, short: None) -> None:
-    split, apart = (paragraphs.say(tts, SAID, way, 3) for way in (paragraphs.SPEAK, paragraphs.APART))
+def test_one_by_one_says_what_speak_says(tts: build.LabTTS, short: None, monkeypatch: pytest.MonkeyPatch) -> None:
+    split, seeds = paragraphs.say(tts, SAID, paragraphs.SPEAK, 3), []
+    stream = paragraphs.generate_stream
+    monkeypatch.setattr(paragraphs, "generate_stream", lambda *a, **k: seeds.append(k["seed"]) or stream(*a, **k))
+    apart = paragraphs.say(tts, SAID, paragraphs.APART, 3)
+    assert seeds == [3, seed_of(3, 1), seed_of(3, 2)]
     assert len(split.pieces) == len(apart.pieces) == 3
     assert split.tokens == apart.tokens == sum(piece.shape[1] for piece in split.pieces) / 960
     assert [piece.shape for piece in split.pieces] == [piece.shape for piece in apart.pieces]

@@ -243,16 +243,18 @@ def test_every_text_and_seed_is_said_without_the_guard_and_by_all_rules(
 def test_a_text_of_which_the_tokenizer_knows_nothing_is_a_row_that_says_so(tts: build.LabTTS) -> None:
     rows = trials.provoke(tts, ["\u4f60\u597d", "\U0001f642"])
     assert rows["skipped"].str.contains("tokenizer").tolist() == [True, True]
-    assert trials.pairs(rows.assign(guard=None, rules=None)).empty
+    assert trials.pairs(rows.assign(rules=None)).empty
 
 
 def test_the_guard_is_judged_by_pairs_of_the_same_text_and_seed() -> None:
     plain = pd.DataFrame({"text": list("abcd"), "seed": 0, "tokens": [10, 50, 20, 20], "errors": [0, 4, 1, 1]})
-    plain = plain.assign(guard=False, rules="none", heard=list("wxyz"))
-    guarded = plain.assign(guard=True, rules="own", tokens=[10, 20, 15, 20], errors=[0, 1, 2, 1])
+    plain = plain.assign(guard=False, rules="none", heard=["w", "x", None, "z"], ended="stop")
+    plain.loc[1, "ended"] = "limit"
+    guarded = plain.assign(guard=True, rules="own", tokens=[10, 20, 15, 20], errors=[0, 1, 2, 1], ended="guard")
     odd = pd.DataFrame({"text": ["?"], "seed": 0, "skipped": "the tokenizer knows nothing of it"})
     found = trials.pairs(pd.concat([guarded.iloc[::-1], plain, odd], ignore_index=True)).loc["own"]
     assert found[["pairs", "changed", "better", "worse", "errors"]].tolist() == [4, 2, 1, 1, -2]
+    assert found[["limit", "limit_before"]].tolist() == [0, 1]
     assert found[["seconds", "longest", "longest_before"]].tolist() == pytest.approx([1.4, 0.8, 2.0])
 
 

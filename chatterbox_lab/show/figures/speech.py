@@ -13,6 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import PercentFormatter
 
 from ...engine.schedule import TOKEN_SECONDS
+from ...study.trials import beside
 from ...study.word_times import Followed
 from ..colors import SEAM
 from .style import LEGEND, LINES, TOKEN_MS, log_scale
@@ -103,10 +104,7 @@ def guarded(tables: Mapping[str, pd.DataFrame], rules: str = "own") -> Figure:
     """
     figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 4), squeeze=False)
     for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
-        plain, ours = (
-            table[table["rules"] == one].set_index(["text", "seed"])[["tokens", "errors"]] for one in ("none", rules)
-        )
-        both = plain.join(ours, lsuffix="_before").dropna()
+        both = beside(table, rules)
         _pairs(ax, both)
         ax.set(title=name, xlabel="speech without the guard (s)")
     axes[0][0].set_ylabel("with the guard (s)")
