@@ -51,6 +51,12 @@ _SHORTENED = (
     "pres prof rep resp rev sec sen tel trans univ vol vols"
 )
 """Lower-case words that a full stop may follow within a sentence, also before a capital."""
+_NEVER_ENDS = re.compile(
+    r"(?<!\w)(?:Capt|Cmdr|Col|Dña|Dra|Gen|Gral|Hon|Lt|Mlle|Mme|Msgr|Rev|Sgt|Sra|bzw|d\.\s?h|p\.\s?ej|z\.\s?B|ул)\.$"
+)
+"""Titles, of which nupunkt knows most in English, and what goes on in other languages: nouns are capitalised there."""
+_DATE = re.compile(r"\b\d{1,2}\. (?:Jan|Feb|März|Apr|Mai|Juni|Juli|Aug|Sept|Okt|Nov|Dez)")
+"""As in "am 3. Mai", German; a sentence that ends in a day and another that begins with a month are rarer."""
 _PAUSE = re.compile(r"\[pause:(\d*\.?\d+|\d+\.)s?\]$", re.IGNORECASE)
 _TAG_BEGUN = re.compile(r"\[[^\s\]]{0,15}$")
 _ATTRIBUTE = r"\s+[\w:-]+=(?:\"[^\"<>]*\"|'[^'<>]*'|[^\s<>\"']+)"
@@ -231,6 +237,8 @@ class _Cutter:
             return True
         said = re.sub(r"[*_`]", "", " ".join(self.text[: found.end()].split()))
         word = next(iter(re.sub(r"^[*_`\s]+|^\[\w+\]", " ", rest).split()), "The")  # a tag may begin any sentence
+        if _NEVER_ENDS.search(said) or _DATE.search(f"{said[-4:]} {word}"):
+            return False
         plain = _ORDINARY.search(said)
         if plain and plain[1] not in _SHORTENED.split() and word.lstrip("\"'“‘(")[:1].isupper():
             return True

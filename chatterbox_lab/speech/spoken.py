@@ -111,7 +111,7 @@ _ABBREVIATIONS = {
     "jr": "junior", "sr": "senior", "gen": "general", "capt": "captain", "lt": "lieutenant", "sgt": "sergeant",
     "rev": "reverend", "hon": "honorable", "etc": "et cetera", "vs": "versus", "approx": "approximately",
     "dept": "department", "inc": "incorporated", "ltd": "limited", "corp": "corporation", "co": "company",
-    "e.g": "for example", "i.e": "that is", "a.m": "a m", "p.m": "p m", "ft": "feet",
+    "col": "colonel", "e.g": "for example", "i.e": "that is", "a.m": "a m", "p.m": "p m", "ft": "feet",
 }  # fmt: skip
 _SHORT = re.compile(rf"(?<![\w.])({'|'.join(map(re.escape, _ABBREVIATIONS))})\.(?P<end>\s*$)?", re.IGNORECASE)
 _INITIALS = re.compile(r"\b(?:[A-Za-z]\.){2,}")

@@ -188,6 +188,13 @@ def test_a_pause_is_heard_and_a_prefill_is_waited_for() -> None:
     assert second(0.0, prefill=9.0) == 10
 
 
+def test_growth_begins_anew_after_a_wait() -> None:
+    sizes = growing(Costs(prefill=9.0), 25, 250, 50)
+    assert next(sizes) == 25
+    sizes.ended(10, 0.5)
+    assert [next(sizes) for _ in range(4)] == [25, 50, 100, 200]
+
+
 def test_a_pause_before_anything_is_said_gives_time() -> None:
     sizes = growing(UNMEASURED, 25, 250, 50)
     sizes.ended(0, 4.0)

@@ -30,6 +30,23 @@ CASES: list[tuple[str, list[str]]] = [
         ["He drove a nice car.", "Birds fly. I think so.", "That is it."],
     ),
     ("About approx. London time. See Dr. No.", ["About approx. London time.", "See Dr. No."]),
+    ("We all saw Lt. Smith there. He slept.", ["We all saw Lt. Smith there.", "He slept."]),
+    ("They met Lt. Col. Brown and Sgt. Pepper. So.", ["They met Lt. Col. Brown and Sgt. Pepper.", "So."]),
+    ("Ask Capt. Cook or Gen. Lee. Or Rev. Green.", ["Ask Capt. Cook or Gen. Lee.", "Or Rev. Green."]),
+    ("It was the Hon. James or Cmdr. Ann here. So.", ["It was the Hon. James or Cmdr. Ann here.", "So."]),
+    ("She has a Ph.D. She works here.", ["She has a Ph.D.", "She works here."]),
+    ("He works at Apple Inc. They pay well.", ["He works at Apple Inc.", "They pay well."]),
+    ("J. R. R. Tolkien wrote it. J.R.R. did.", ["J. R. R. Tolkien wrote it.", "J.R.R. did."]),
+    ("George W. Bush spoke here. We heard.", ["George W. Bush spoke here.", "We heard."]),
+    ("He lives in the U.S. They live here.", ["He lives in the U.S.", "They live here."]),
+    ("Bring e.g. Apples or pears. Thanks.", ["Bring e.g. Apples or pears.", "Thanks."]),
+    ("The No. 1, cf. Smith et al. (2010), holds.", ["The No. 1, cf. Smith et al. (2010), holds."]),
+    ("It is 5 a.m.? No, it is 6 a.m. now.", ["It is 5 a.m.?", "No, it is 6 a.m. now."]),
+    ("Vino la Sra. López ayer. Y el Sr. García.", ["Vino la Sra. López ayer.", "Y el Sr. García."]),
+    ("Voilà donc Mme. Curie ici. M. Dupont aussi.", ["Voilà donc Mme. Curie ici.", "M. Dupont aussi."]),
+    ("Es kamen z.B. Herr Dr. Müller. Gut so.", ["Es kamen z.B. Herr Dr. Müller.", "Gut so."]),
+    ("Er kommt am 3. Mai und am 13. Juni. Gut so.", ["Er kommt am 3. Mai und am 13. Juni.", "Gut so."]),
+    ("There are just 3. Four are gone.", ["There are just 3.", "Four are gone."]),
     # numbers and names with full stops
     ("He paid $3.50 for it. Then he left.", ["He paid $3.50 for it.", "Then he left."]),
     ("Version 2.0.1 is out. Get it.", ["Version 2.0.1 is out.", "Get it."]),
@@ -70,6 +87,9 @@ CASES: list[tuple[str, list[str]]] = [
     # markup and what cannot be seen
     ("He was **very sure.** Then *he left.*", ["He was very sure.", "Then he left."]),
     ("<p>Hello <b>dear</b> world.</p><p>Next one.</p>", ["Hello dear world.", "Next one."]),
+    ("He said so. <!-- a note: be brief. --> Then he left.", ["He said so. Then he left."]),
+    ("It is very late. <!-- Is it? --> Good night.", ["It is very late.", "Good night."]),
+    ("می\u200cخواهم بروم. a\u200db c\u200cd.", ["می\u200cخواهم بروم.", "ab cd."]),
     ("Is a < b, or b <c here? Yes.", ["Is a < b, or b <c here?", "Yes."]),
     ("See [the docs](https://a.b/c) &amp; more.", ["See the docs & more."]),
     ("Zero\u200bwidth \u202aand\x07 bells\ufeff.", ["Zerowidth and bells."]),
@@ -96,6 +116,16 @@ def test_text_is_cut_where_sentences_end(text: str, expected: list[str]) -> None
 def test_a_long_sentence_is_cut_at_its_clauses_else_between_words_else_anywhere() -> None:
     clauses = texts("Here is one, and here is another; " * 4, longest=50)
     assert clauses == ["Here is one, and here is another;"] * 4
+    assert (
+        texts("One two, three four, five six, seven eight nine ten", longest=40)[0] == "One two, three four, five six,"
+    )
+    assert (
+        texts("One two; three four, five six, seven eight nine ten", longest=40)[0] == "One two; three four, five six,"
+    )
+    assert texts("One two three; four five, six, seven eight nine ten", longest=40)[0] == "One two three;"
+    assert texts("Oh, one two three four five six seven eight nine ten", longest=40)[0] == (
+        "Oh, one two three four five six seven"
+    )
     assert texts(WORD, longest=50) == ["word " * 9 + "word"] * 10
     assert texts("a" * 130, longest=50) == ["a" * 50, "a" * 50, "a" * 30]
     assert texts("很" * 40, longest=60) == ["很" * 20] * 2  # wide characters count three times
@@ -115,6 +145,11 @@ def test_pauses_follow_the_punctuation() -> None:
 )
 def test_a_pause_in_the_text_takes_the_place_of_the_punctuations(text: str) -> None:
     assert list(utterances(iter(text))) == [Utterance("Hello.", 0.5), Utterance("You there.", 0, True)]
+
+
+def test_a_pause_follows_a_sentence_without_spaces() -> None:
+    found = list(utterances(iter("今天天气很好。[pause:1]我们去公园吧。 [pause:2]")))
+    assert found == [Utterance("今天天气很好。", 1), Utterance("我们去公园吧。", 2)]
 
 
 def test_a_pause_may_stand_anywhere() -> None:

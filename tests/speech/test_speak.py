@@ -77,6 +77,23 @@ def test_every_token_becomes_960_samples_and_pauses_are_exact(tts: Any, fade_dur
         assert audio[:, start + silence + 20 : start + silence + 200].any()
 
 
+def test_sound_fades_beside_a_pause(tts: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tts.watermarker, "apply_watermark", lambda wave, **_: wave)
+    given = FIXED | {"max_new_tokens": 4}
+    faded, plain = (
+        joined(lab.speak(tts, TEXT, **given, pauses=pauses))[0].abs() for pauses in (lab.Pauses(sentence=0.1), SILENT)
+    )
+    edge, spoken, silence = 240, 4 * 960, 2400
+    ramp = (1 - torch.cos(torch.pi * (torch.arange(edge) + 0.5) / edge)) / 2
+    before, after = faded[spoken - edge : spoken], faded[spoken + silence :][:edge]
+    assert (before <= ramp.flip(0) + 1e-6).all()
+    assert (after <= ramp * (plain.max() + 1)).all()
+    assert before[:20].max() > 0.3 * plain[: spoken - edge].mean()
+    assert after[-1] < plain.max() * 1.01
+    assert torch.equal(faded[: spoken - edge - 480], plain[: spoken - edge - 480])  # 480 wait for the cross-fade
+    assert (faded[[0, -1]] == plain[[0, -1]]).all()  # no pause is beside the ends
+
+
 def test_one_utterance_is_what_a_stream_says(tts: Any) -> None:
     said = joined(lab.speak(tts, "Hello there.", **FIXED))
     assert torch.equal(said, joined(lab.generate_stream(tts, "Hello there.", **FIXED)))
@@ -196,6 +213,28 @@ def test_a_stream_ends_with_the_token_that_it_is_at_when_it_is_stopped(tts: Any)
             stop.set()
     assert len(heard) == 5  # the last is what waited for its cross-fade
     assert sum(audio.shape[1] for audio in heard) % 960 == 0
+
+
+def test_a_stream_that_was_stopped_before_it_began_ends_without_an_error(tts: Any) -> None:
+    stop = threading.Event()
+    stop.set()
+    assert list(lab.speak(tts, iter(TEXT), **FIXED, stop=stop)) == []
+
+
+def test_closing_ends_the_threads_of_endless_text(tts: Any) -> None:
+    closed = threading.Event()
+
+    def endless() -> Iterator[str]:
+        try:
+            yield from itertools.repeat("Hello there, you. ")
+        finally:
+            closed.set()
+
+    chunks = lab.speak(tts, endless(), **FIXED, overlap=True)
+    next(chunks)
+    chunks.close()
+    assert closed.is_set()
+    assert not [thread for thread in threading.enumerate() if thread.name.startswith("chatterbox_lab")]
 
 
 def test_an_iterable_runs_as_its_caller_has_set_pytorch_up(tts: Any) -> None:
@@ -331,6 +370,12 @@ def test_the_growing_schedule_goes_on_over_utterances(tts: Any, asked: list[Any]
     assert len(alone) > 2
     assert len([size for size in sizes if size]) < len(alone) * spoken / 2
     assert sizes.count(30) == spoken - 1
+
+
+def test_the_growing_schedule_counts_a_pause_by_itself(tts: Any, pushed: list[Any]) -> None:
+    joined(lab.speak(tts, "[pause:2]Hello there, you.", **FIXED | GROWING))
+    assert pushed[0][0] == 0
+    assert pushed[1][0] > 2 * FIXED["chunk_size"]
 
 
 def test_a_schedule_of_ones_own_begins_anew(tts: Any, pushed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:

@@ -32,6 +32,9 @@ WORDS = [
     ("pi is 3.14, it is 2.0.1", "pi is three point one four, it is two point zero point one"),
     ("5% & -3° @ A4", "five percent and minus three degrees at a four"),
     ("example.com (see it)", "example dot com see it"),
+    ("Lt. Smith, Col. Brown and Gen. Lee", "lieutenant smith, colonel brown and general lee"),
+    ("¥1, ¥50, £0.01 and £0.20", "one yen, fifty yen, one penny and twenty pence"),
+    ("1234567890123456", "one two three four five six seven eight nine zero one two three four five six"),
     ("½ x² ３", "one over two x two three"),
 ]  # fmt: skip
 
@@ -51,6 +54,7 @@ CLEAN = [
     ("## A title", "A title"),
     ("- [x](http://a.b) ![pic](c.png)", "x pic"),
     ("at https://www.example.com/a/b?c=d#e, or (http://x.y/).", "at example.com, or (x.y)."),
+    ("https://me:secret@example.com/x", "example.com"),
     ("```python\nx = 1\n```", "x = 1"),
     ("> quoted &quot;text&quot;\n> more", 'quoted "text" more'),
     ("[laugh] ~~no~~ __yes__.", "[laugh] no yes."),
@@ -89,4 +93,4 @@ def test_what_a_tokenizer_does_not_know_is_named_once_and_dropped(tts: Any) -> N
     with warnings.catch_warnings():
         warnings.simplefilter("error")
         assert wording("你 again") == "again"
-        assert wording("好 你") == ""
+        assert wording("好 你") == wording("你!") == ""
