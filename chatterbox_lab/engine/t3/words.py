@@ -79,7 +79,7 @@ class Path:
         return self.place
 
     def _after(self, leap: int) -> np.ndarray:
-        before = np.concatenate([np.full(leap, -np.inf), self.scores[: len(self.scores) - leap]])
+        before = np.concatenate([np.full(leap, -np.inf), self.scores])[: len(self.scores)]
         return before - _LEAP_COST * max(0, leap - 1)
 
     def back(self) -> list[int]:
