@@ -23,7 +23,7 @@ from chatterbox_lab.files import REPOSITORY
 from chatterbox_lab.show.figures import result
 from chatterbox_lab.training import card
 
-PLACES = (".", "chatterbox_lab/engine", "notebooks", "data", "data/lab")
+PLACES = (".", "chatterbox_lab/engine", "chatterbox_lab/speech", "notebooks", "data", "data/lab")
 READMES = [REPOSITORY / place / "README.md" for place in PLACES]
 
 
