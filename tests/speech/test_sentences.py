@@ -150,6 +150,8 @@ def test_a_pause_in_the_text_takes_the_place_of_the_punctuations(text: str) -> N
 def test_a_pause_follows_a_sentence_without_spaces() -> None:
     found = list(utterances(iter("今天天气很好。[pause:1]我们去公园吧。 [pause:2]")))
     assert found == [Utterance("今天天气很好。", 1), Utterance("我们去公园吧。", 2)]
+    full = "今" * 12 + "。"  # and the tag is beyond the longest
+    assert list(utterances(full + "[pause:1]", longest=40)) == [Utterance(full, 1)]
 
 
 def test_a_pause_may_stand_anywhere() -> None:

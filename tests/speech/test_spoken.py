@@ -94,3 +94,9 @@ def test_what_a_tokenizer_does_not_know_is_named_once_and_dropped(tts: Any) -> N
         warnings.simplefilter("error")
         assert wording("你 again") == "again"
         assert wording("好 你") == wording("你!") == ""
+
+
+def test_a_word_that_is_unknown_only_as_a_whole_is_dropped(tts: Any) -> None:
+    """A long s by itself is the S that upstream begins every text with."""
+    with pytest.warns(UserWarning, match="does not know 'waſ'; dropped"):
+        assert Wording(tts)("It waſ so.") == "It so."
