@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import time
 import warnings
 from collections import Counter
@@ -37,9 +38,10 @@ class StreamMetrics:
     a chunk, so that the caller waits less and sees a lower ``rtf`` than one who asks for the next chunk at once.
 
     ``ended`` is None until the last chunk has been taken, and then says why no more comes: ``"stop"``, the model was
-    done; ``"limit"``, ``max_new_tokens`` cut it short; ``"guard"``, the guard ended it. It stays None where the stream
-    was stopped or closed. ``words`` grows while the stream goes on, with ``analyzer="probe"``: each word in turn, once
-    T3 has left it; with ``overlap`` also before its sound has come. None is ever taken back or changed.
+    done; ``"limit"``, ``max_new_tokens`` cut it short; ``"guard"``, the guard ended it or cut its end off. It stays
+    None where the stream was stopped or closed. ``words`` grows while the stream goes on, with ``analyzer="probe"``:
+    each word in turn, once T3 has left it; with ``overlap`` also before its sound has come. None is ever taken back or
+    changed.
     """
 
     latency_to_first_chunk: float | None = None
@@ -57,7 +59,7 @@ class StreamMetrics:
 
     def numbers(self) -> dict[str, Any]:
         """Every field that is a number, by name."""
-        return {one.name: getattr(self, one.name) for one in fields(self) if one.name in NUMBERS}
+        return {name: getattr(self, name) for name in NUMBERS}
 
 
 NUMBERS = tuple(one.name for one in fields(StreamMetrics) if one.name not in ("ended", "words"))
@@ -158,9 +160,12 @@ def measured(chunks: Chunks, clock: StageClock, sample_rate: int) -> Measured:
         chunks.close()
 
 
-def warn_of(limit: int, above: int = 3) -> None:
-    """Warns who called, so many frames above, that speech was cut: it sounds like any other end."""
-    cut = "the speech was cut there; give more, or chatterbox_lab.speak a long text"
+def warn_of(limit: int) -> None:
+    """Warns the code outside of this package that called it that speech was cut: it sounds like any other end."""
+    frame, above, ours = sys._getframe(), 1, __name__.partition(".")[0]
+    while frame.f_back is not None and frame.f_globals.get("__name__", "").partition(".")[0] == ours:
+        frame, above = frame.f_back, above + 1
+    cut = "speech was cut there; give more, or let chatterbox_lab.speak split the text"
     warnings.warn(f"max_new_tokens={limit}: {cut}", UserWarning, stacklevel=above)
 
 

@@ -44,7 +44,7 @@ class StreamSettings:
         analyzer: how T3's alignment is read. ``"stock"``: as released, every layer returns its attention map.
             ``"layer"``: only the analyzer's own layer falls back to manual attention, with a causal mask.
             ``"off"``: not read. ``"probe"``: SDPA in every layer, the one wanted row computed beside it.
-        guard: lets the alignment analyzer force or suppress the stop token; needs an analyzer other than ``"off"``.
+        guard: lets the alignment lead the speech to its end, by ``rules``; needs an analyzer other than ``"off"``.
             None is as the model's release does: Multilingual of chatterbox-tts is guarded (read as ``"probe"``).
         backend: what runs T3. ``"hf"``: the transformers model, with a cache that grows. ``"static"``: the same weights
             by plain operations, with a cache that is there from the start. ``"compile"``: these compiled by PyTorch,
@@ -79,7 +79,7 @@ class StreamSettings:
         top_k: only so many of the likeliest tokens are sampled; 0 is all.
             These four are None as in the model's release (`variants`).
         language: a code such as ``"fr"``, for models that speak several; ``""`` is none in particular.
-        rules: thresholds of the guard; None is as in the model's release.
+        rules: thresholds of the guard (`t3.rules`); None are the model's own (`variants`).
 
     Raises:
         ValueError: names the field, its value and what is allowed.
@@ -143,7 +143,7 @@ class StreamSettings:
         if not isinstance(self.language, (str, type(None))):
             raise ValueError(f"language={self.language!r}: must be a code such as 'en', or None")
         if not isinstance(self.rules, (Rules, type(None))):
-            raise ValueError(f"rules={self.rules!r}: must be a Rules, or None for the release's own")
+            raise ValueError(f"rules={self.rules!r}: must be a Rules, or None for the model's own")
 
     def _check_backend(self) -> None:
         rows = list(BACKENDS.values()) if self.backend == AUTO else [BACKENDS[self.backend]]

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
-from itertools import takewhile
 from threading import Event
 from typing import Any
 
@@ -110,7 +109,7 @@ def said(tts: ChatterboxTTS, request: Request) -> torch.Tensor:
         codes = request.variant.ended(_all_tokens(tts, request, account))
         audio = _rendered(tts, codes, request.settings, request.seed, request.voice.gen)
     if account.ended == "limit" and not request.settings.ignore_eos:
-        warn_of(request.max_new_tokens, 4)
+        warn_of(request.max_new_tokens)
     return audio
 
 
@@ -123,7 +122,7 @@ def speech_tokens(tts: ChatterboxTTS, text: str, settings: StreamSettings = BALA
 
 def _all_tokens(tts: ChatterboxTTS, request: Request, account: Account | None = None) -> torch.Tensor:
     with closing(tokens(tts, request, account)) as stream:
-        found = list(takewhile(lambda _: not request.stop.is_set(), stream))
+        found = list(stream)
     return torch.cat(found).cpu() if found else torch.zeros(0, dtype=torch.long)
 
 

@@ -6,21 +6,20 @@ import hashlib
 from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
-from itertools import takewhile
 from threading import Event
 from typing import Any, NamedTuple
 
 import torch
 from chatterbox.tts import ChatterboxTTS
 
-from ..engine.clock import Chunks, Measured, StageClock, measured
+from ..engine.clock import Chunks, Measured, StageClock, measured, warn_of
 from ..engine.overlap import overlapped
 from ..engine.request import Request, checked
 from ..engine.schedule import Growing
 from ..engine.settings import BALANCED, StreamSettings, whole_number
 from ..engine.stream import renderer_of, watermark
 from ..engine.t3.decode import token_chunks, tokens
-from ..engine.t3.words import text_words
+from ..engine.t3.words import Account, text_words
 from ..engine.variants import encode
 from ..host import apart, working_apart
 from .sentences import LONGEST, Pauses, Utterance, utterances
@@ -48,7 +47,8 @@ def speak(
 
     The text is cut into utterances (`sentences.utterances`), each decoded by T3 by itself, in which it neither strays
     nor meets its limit. One renderer makes all of them: a voice and a noise that go on, and no seam. An utterance is
-    spoken as soon as no later text can change it; while it is heard the next is decoded. Memory does not grow.
+    spoken as soon as no later text can change it; while it is heard the next is decoded. Memory does not grow, but for
+    ``metrics.words``.
 
     With the same seed the audio is the same, however the text arrived: each utterance samples with a seed derived from
     ``seed`` and its number, the first with ``seed`` itself. Before a pause the renderer gives out what it held back for
@@ -144,6 +144,8 @@ def whole(tts: ChatterboxTTS, base: Request, said: Iterator[Utterance]) -> torch
         for part in parts:
             with apart(tts.device):
                 made.append(sound.marked(sound.rendered(*part)))
+    if clock.limit:
+        warn_of(clock.limit)
     return torch.cat(made, dim=1)
 
 
@@ -171,7 +173,7 @@ def _parts(
                 if words:
                     request = _request(tts, base, words, number)
                     given = (tts, request, utterance)
-                    spoken = _in_one(*given) if in_one else _in_chunks(*given, clock, halted, plan)
+                    spoken = _in_one(*given, clock) if in_one else _in_chunks(*given, clock, halted, plan)
                     yield from working_apart(spoken, tts.device)
                     number += 1
                 elif utterance.pause:
@@ -187,7 +189,10 @@ def _parts(
             yield _Part(_NO_TOKENS, 0.0)
             raise
         yield _Part(_NO_TOKENS, 0.0)
-    if not anything and not stopped:
+    if stopped:
+        return
+    clock.ended = clock.ended or "stop"  # pauses alone
+    if not anything:
         raise ValueError("text: held nothing to say")
 
 
@@ -223,9 +228,14 @@ def _in_chunks(
             yield _Part(new, silence)
 
 
-def _in_one(tts: ChatterboxTTS, request: Request, utterance: Utterance) -> Generator[_Part, None, None]:
-    with closing(tokens(tts, request)) as stream:
-        said = list(takewhile(lambda _: not request.stop.is_set(), stream))
+def _in_one(
+    tts: ChatterboxTTS, request: Request, utterance: Utterance, clock: StageClock
+) -> Generator[_Part, None, None]:
+    account = Account((), request.text_tokens.shape[1], [])
+    with closing(tokens(tts, request, account)) as stream:
+        said = list(stream)
+    if account.ended is not None:
+        clock.tell_end(account.ended, 0 if request.settings.ignore_eos else request.max_new_tokens)
     yield _Part(request.variant.ended(torch.cat([_NO_TOKENS.to(tts.device), *said])), _silence(utterance))
 
 

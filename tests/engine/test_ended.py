@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import threading
 import warnings
 from collections.abc import Iterator
@@ -69,7 +70,7 @@ def test_a_stream_that_is_done_says_stop(tts: Any, stopping: list[int]) -> None:
 @pytest.mark.parametrize("overlap", [False, True])
 def test_a_stream_that_was_cut_says_so_and_warns_once(tts: Any, stopping: list[int], most: int, overlap: bool) -> None:
     stopping[:] = []
-    with pytest.warns(UserWarning, match=f"max_new_tokens={most}: the speech was cut there") as warned:
+    with pytest.warns(UserWarning, match=f"max_new_tokens={most}: speech was cut there") as warned:
         metrics = last(lab.generate_stream(tts, TEXT, max_new_tokens=most, overlap=overlap, **FIXED))
     assert metrics.ended == "limit"
     assert [warning.filename for warning in warned] == [__file__]
@@ -82,9 +83,28 @@ def test_a_length_that_was_asked_for_is_no_cut(tts: Any) -> None:
 
 
 def test_a_whole_utterance_that_was_cut_warns(tts: Any, stopping: list[int]) -> None:
-    with pytest.warns(UserWarning, match="max_new_tokens=8: the speech was cut there") as warned:
+    with pytest.warns(UserWarning, match="max_new_tokens=8: speech was cut there") as warned:
         lab.generate(tts, TEXT, seed=0, max_new_tokens=8)
     assert [warning.filename for warning in warned] == [__file__]
+
+
+@pytest.mark.parametrize("split", [False, True])
+def test_the_line_that_called_is_warned_whoever_calls_for_it(tts: Any, stopping: list[int], split: bool) -> None:
+    stopping[:] = []
+    calls = (
+        lambda: tts.generate(TEXT, seed=0, max_new_tokens=8),
+        lambda: list(tts.generate_stream(TEXT, seed=0, max_new_tokens=8, print_metrics=True)),
+        lambda: list(lab.generate_stream(tts, TEXT, seed=0, max_new_tokens=8)),
+    )
+    with lab.patch(tts, split=split):
+        for call in calls:
+            with pytest.warns(UserWarning, match="max_new_tokens=8: speech was cut") as warned:
+                call()
+            assert [warning.filename for warning in warned] == [__file__]
+
+
+def test_pauses_alone_end_like_speech(tts: Any) -> None:
+    assert last(lab.speak(tts, iter(["[pause:0.2]"]))).ended == "stop"
 
 
 def test_a_stream_that_was_stopped_or_closed_has_not_ended(tts: Any, stopping: list[int]) -> None:
@@ -141,6 +161,38 @@ def test_the_guard_ends_what_says_its_text_again(
     assert last(lab.generate_stream(tts, TEXT, **fixed)).ended == "guard"
 
 
+def test_a_stop_is_seen_while_the_guard_holds_back(
+    tts: Any, stopping: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping[:] = []
+    length, stop, asked = encode(tts, TEXT).shape[1], threading.Event(), []
+
+    def place(step: int, text: int) -> int:
+        asked.append(step)
+        if step == text + 6:
+            stop.set()
+        return min(step, text - 1) if step < text + 3 else 2
+
+    looking(monkeypatch, place)
+    rules = Rules(repetition=1e9, long_tail=1e9)
+    lab.speech_tokens(tts, TEXT, rules=rules, stop=stop, max_new_tokens=200, **GUARDED)
+    assert asked[-1] == length + 6
+
+
+def test_speech_that_looks_back_for_a_second_is_ended(
+    tts: Any, stopping: list[int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    stopping[:] = []
+    length = encode(tts, TEXT).shape[1]
+    looking(monkeypatch, lambda step, text: min(step, text - 1) if step < text + 3 else 2)
+    fixed = GUARDED | {"max_new_tokens": 200, "rules": Rules(repetition=1e9, long_tail=1e9)}
+    stream = lab.generate_stream(tts, TEXT, **fixed)
+    metrics = last(stream)
+    assert (metrics.ended, metrics.tokens) == ("guard", length + 3 + LAST_SOUND)
+    assert metrics.words[-1].end <= metrics.total_audio_duration
+    assert metrics.words[-1].start <= metrics.words[-1].end
+
+
 def test_what_was_held_back_is_said_where_the_speech_comes_back_to_its_end(
     tts: Any, stopping: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -172,5 +224,5 @@ def test_a_guard_that_looks_on_holds_nothing_back() -> None:
         row[:, place] = 1.0
         assert guard.led(logits, row, 4, 8) is logits
     assert not guard.trailing
-    assert guard.most == float("inf")
+    assert guard.most == sys.maxsize
     assert decode.LAST_SOUND == LAST_SOUND

@@ -1,13 +1,14 @@
 """What the alignment of speech to text says about a stream, from the attention rows it is given.
 
-The rules are those of the analyzers of chatterbox-streaming 0.1.2, where they are present but never called, and of
-chatterbox-tts 0.1.7 (``alignment_stream_analyzer.py``); `rules` has their thresholds.
+Most rules are those of the analyzers of chatterbox-streaming 0.1.2, where they are present but never called, and of
+chatterbox-tts 0.1.7 (``alignment_stream_analyzer.py``); the cap, the trimming and what is early are ours. `rules` has
+the thresholds.
 Sums are kept instead of the whole alignment matrix, so a step costs the same however long the stream.
 """
 
 from __future__ import annotations
 
-import math
+import sys
 from dataclasses import dataclass
 from typing import Literal
 
@@ -18,8 +19,11 @@ from .rules import FORK, Rules
 # Thresholds and spans of upstream's analyzer, which gives no source for them.
 _JUMP_BACK, _JUMP_AHEAD = -4, 7  # text tokens that the position may move by, both excluded
 _LAST_WORDS = 3  # text tokens that count as the end: the stop token itself is seldom attended to
+_BACK = 3  # text tokens before these that speech has to look back to, to be taken for more than its last sound
 LAST_SOUND = 2
 """Speech tokens, 80 ms, that are heard in any case after the speech has left the end of its text."""
+MOST_HELD = 25
+"""Speech tokens, a second, for which speech may look back before the guard ends it."""
 _STOP_LOGIT = 2.0**15  # outweighs any logit and fits every 16-bit float
 
 
@@ -78,7 +82,7 @@ class AlignmentTracker:
         repetition = self.complete and self._repeated > rules.repetition
         equal = self._equal >= rules.equal_tokens
         stop = "force" if long_tail or repetition or equal else "suppress" if suppressed else None
-        trailing = self.complete and attended < self._end
+        trailing = self.complete and attended < self._end - _BACK
         found = self.position, self.started, self.complete, discontinuity, long_tail, repetition, equal
         return Alignment(*found, trailing, stop)
 
@@ -118,7 +122,7 @@ class Guard:
     def __init__(self, text_tokens: int, rules: Rules, acts: bool) -> None:
         self.tracker, self.rules, self.acts = AlignmentTracker(text_tokens, rules), rules, acts
         self.forces = self.trailing = False
-        self.most = rules.most(text_tokens) if acts else math.inf
+        self.most = rules.most(text_tokens) if acts else sys.maxsize
         """Speech tokens of the utterance at most."""
 
     def led(self, logits: torch.Tensor, rows: torch.Tensor, token: int, stop_token: int) -> torch.Tensor:

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import AbstractContextManager, closing
 from dataclasses import replace
-from itertools import islice, takewhile
+from functools import partial
+from itertools import islice
 from threading import Event, Lock
 
 import torch
@@ -22,7 +23,7 @@ from ..request import conditioning as conditioning
 from ..schedule import TOKEN_SECONDS
 from ..settings import StreamSettings
 from ..variants import STREAMING, Variant
-from .alignment import LAST_SOUND, Guard
+from .alignment import LAST_SOUND, MOST_HELD, Guard
 from .backends import BACKENDS, Setup, Span, Stepper, backend_of
 from .eager import embed
 from .sampling import Sampling
@@ -48,13 +49,14 @@ def token_chunks(
     ends = [request.stop] + ([] if halted is None else [halted])
     sizes, said, last = request.settings.chunk_sizes() if sizes is None else sizes, 0, False
     account = Account(request.words, request.text_tokens.shape[1], clock.words, clock.decoded)
-    with closing(tokens(tts, request, account)) as stream:  # an error must not leave T3 suspended
+    stopped = partial(any_set, ends)
+    with closing(tokens(tts, request, account, stopped)) as stream:  # an error must not leave T3 suspended
         while not last:
             size = next(sizes)
             with clock.stage("t3"):
-                new = list(takewhile(lambda _: not any(end.is_set() for end in ends), islice(stream, size)))
+                new = list(islice(stream, size))
                 chunk = torch.cat(new) if new else torch.zeros(0, dtype=torch.long)
-            if any(end.is_set() for end in ends):
+            if stopped():
                 clock.ended = None
                 return
             said += len(new)
@@ -67,11 +69,22 @@ def token_chunks(
             yield chunk, last
 
 
-def tokens(tts: ChatterboxTTS, request: Request, account: Account | None = None) -> Generator[torch.Tensor, None, None]:
-    """The speech tokens of a request that are rendered, one at a time (see `decode`)."""
+def any_set(events: Iterable[Event]) -> bool:
+    """Whether one of them is."""
+    return any(event.is_set() for event in events)
+
+
+def tokens(
+    tts: ChatterboxTTS, request: Request, account: Account | None = None, stopped: Callable[[], bool] | None = None
+) -> Generator[torch.Tensor, None, None]:
+    """The speech tokens of a request that are rendered, one at a time (see `decode`).
+
+    They end with the step at which ``stopped``, None for the request's own ``stop``, says so.
+    """
     generator = None if request.seed is None else torch.Generator(tts.t3.device).manual_seed(request.seed)
     given, fixed = (request.voice.t3, request.text_tokens, request.settings), {"variant": request.variant}
     fixed |= {"generator": generator, "max_new_tokens": request.max_new_tokens, "account": account}
+    fixed["stopped"] = request.stop.is_set if stopped is None else stopped
     stream = decode(tts.t3, *given, **fixed)
     return _without_the_last(stream, request.variant.unsaid) if request.variant.unsaid else stream
 
@@ -100,6 +113,7 @@ def decode(
     max_new_tokens: int = 1000,
     variant: Variant = STREAMING,
     account: Account | None = None,
+    stopped: Callable[[], bool] = bool,
 ) -> Generator[torch.Tensor, None, None]:
     """Samples speech tokens until the stop token or ``max_new_tokens``.
 
@@ -113,6 +127,7 @@ def decode(
         max_new_tokens: the most tokens to sample, the stop token included.
         variant: the kind of model: its sampling, the heads from which alignment is read, what is speech.
         account: is told each step's attention, where it is read, and how the speech ended.
+        stopped: is asked after every step whether the speech is no longer wanted.
 
     Yields:
         One token at a time, int64 (1,), on T3's device; never the stop token or another start token.
@@ -124,27 +139,39 @@ def decode(
     end = t3.hp.speech_tokens_dict_size if variant.codes is None else variant.codes
     most = max_new_tokens if guard is None else min(max_new_tokens, guard.most)
     how: Ended = "limit" if most == max_new_tokens else "guard"
-    held, given = list[torch.Tensor](), 0
+    held, given = list[tuple[torch.Tensor | None, torch.Tensor | None]](), 0  # one at most without a guard
+
+    def passed(steps: Iterable[tuple[torch.Tensor | None, torch.Tensor | None]]) -> Iterator[torch.Tensor]:
+        nonlocal given
+        for token, row in steps:
+            if row is not None:
+                account.heard(row, given)
+            if token is not None:
+                given += 1
+                yield token
+
     fixed = {"variant": variant, "generator": generator, "rows": len(text_tokens)}
     with (
         stepper_of(t3, settings, text, embeds.shape[1] + max_new_tokens, **fixed) as stepper,
         closing(_steps(stepper, embeds, text[0], settings, most, (start, stop), guard, account)) as steps,
     ):
         for token, code, row in steps:
-            if row is not None:
-                account.heard(row, given + len(held))
+            if stopped():
+                return
             if code == stop:
                 how = "guard" if guard is not None and guard.forces else "stop"
                 break
-            if code != start and code < end:
-                held.append(token)
+            held.append((token if code != start and code < end else None, row))
             if guard is None or not guard.trailing:
-                yield from held
-                given, held = given + len(held), []
-    kept = held[:LAST_SOUND]
+                yield from passed(held)
+                held.clear()
+            elif len(held) == MOST_HELD:
+                break
+    if len(held) > LAST_SOUND:
+        how = "guard"
+    yield from passed(held[:LAST_SOUND])
     if account is not None:
-        account.end(how, given + len(kept))
-    yield from kept
+        account.end(how, min(given, max(1, given - variant.unsaid)))
 
 
 def _steps(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import sys
 from dataclasses import dataclass, fields
 
 
@@ -45,9 +46,10 @@ class Rules:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= lowest:
                 raise ValueError(f"{name}={value!r}: must be a number from {lowest}, or infinity")
 
-    def most(self, text_tokens: int) -> float:
-        """Speech tokens at most for a text of so many tokens, start and stop included."""
-        return self.cap_beside + self.cap * max(0, text_tokens - 2)
+    def most(self, text_tokens: int) -> int:
+        """Speech tokens at most for a text of so many tokens, start and stop included, at least 1."""
+        most = self.cap_beside + self.cap * max(1, text_tokens - 2)
+        return max(1, int(min(most, sys.maxsize)))
 
 
 SAFE = Rules()

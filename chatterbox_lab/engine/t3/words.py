@@ -25,7 +25,7 @@ _SPACE = "[SPACE]"  # chatterbox.models.tokenizers.tokenizer.SPACE
 
 
 class TextWord(NamedTuple):
-    """A word, and where its text tokens are, without the punctuation after it: a half-open range."""
+    """A word, and where its text tokens are, without the punctuation around it: a half-open range."""
 
     word: str
     first: int
@@ -44,9 +44,14 @@ def text_words(tts: Any, text: str, text_tokens: torch.Tensor) -> tuple[TextWord
     if space is None or len(words) != len(groups):
         return ()
     said = [[inner.id_to_token(token) or "" for token in ids[first:end]] for first, end in groups]
-    letters = [[number for number, token in enumerate(tokens) if any(map(str.isalnum, token))] for tokens in said]
-    placed = zip(words, groups, letters, strict=True)
-    return tuple(TextWord(word, first, first + spoken[-1] + 1) for word, (first, _), spoken in placed if spoken)
+    letters = [[number for number, token in enumerate(tokens) if _sounds(token)] for tokens in said]
+    found = zip(words, groups, letters, strict=True)
+    return tuple(TextWord(word, at + sound[0], at + sound[-1] + 1) for word, (at, _), sound in found if sound)
+
+
+def _sounds(token: str) -> bool:
+    """Whether it is more than punctuation and none of the tokenizer's own, such as ``[en]`` and ``[UNK]``."""
+    return any(map(str.isalnum, token)) and not (token.startswith("[") and token.endswith("]"))
 
 
 def _groups(ids: list[int], space: int | None) -> list[tuple[int, int]]:

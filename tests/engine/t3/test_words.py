@@ -70,6 +70,13 @@ def test_words_are_found_among_the_text_tokens(tts: Any, text: str) -> None:
     assert all(any(map(str.isalnum, word.word)) for word in words)
 
 
+def test_punctuation_and_the_tokenizers_own_tokens_are_not_of_a_word(tts: Any) -> None:
+    text = '"Quiet" « said she.'  # this tokenizer does not know the guillemet
+    words = text_words(tts, text, encode(tts, text))
+    assert [word.word for word in words] == ['"Quiet"', "said", "she."]
+    assert (words[0].first, words[0].end) == (2, 7)
+
+
 def test_a_tokenizer_without_spaces_has_no_words(tts: Any) -> None:
     assert text_words(tts, "Two words", encode(tts, "One")) == ()  # as many groups as words, or none at all
 
@@ -92,7 +99,8 @@ def test_a_word_begins_and_ends_with_its_sounds_and_is_told_soon() -> None:
     account, heard, counts = told(durations, words, begun=10.0)
     expected = [lab.Word("ab", 10.04, 10.24), lab.Word("c,", 10.28, 10.44), lab.Word("d", 10.56, 10.64)]
     assert [counts[end + _LAG - 1] - counts[end + _LAG - 2 if end + _LAG > 1 else 0] for end in ends[2:3]] == [0]
-    assert counts[ends[2] + _LAG] == 1
+    assert (counts[ends[2] + _LAG - 1], counts[ends[2] + _LAG]) == (0, 1)
+    assert _LAG == 4
     account.end("stop", sum(durations))
     assert heard == expected
     account.end("limit", 0)
