@@ -30,6 +30,7 @@ from . import command
 from .hearing import repeats, silences, transcribe, word_errors
 from .machine import machine_facts
 from .records import Record
+from .trials import MATTERS_WER
 
 PARAGRAPHS = DATA / "paragraphs.txt"
 """Held-out sentences in paragraphs of 3 to 10, a line each; `composed` made it."""
@@ -232,6 +233,22 @@ def summary(table: pd.DataFrame, how: str = "cut", against: str = APART) -> pd.D
         found[f"{name}_low"], found[f"{name}_high"] = np.quantile(drawn, [0.05, 0.95], axis=0)
     limits = whole[whole["ended"] == "limit"].groupby("way").size()
     return found.assign(limit=limits.reindex(found.index, fill_value=0), paragraphs=len(words))
+
+
+def judged(row: pd.Series, matters: float = MATTERS_WER) -> bool | str:
+    """Whether a row of `summary` is as good as what it is against: no more word errors than matter, for sure.
+
+    False where it surely has more than none; else, in words, that so few paragraphs do not decide it.
+    """
+    if row["wer_high"] <= matters:
+        return True
+    return False if row["wer_low"] > 0 else f"undecided by {row['paragraphs']:.0f} paragraphs"
+
+
+def told(row: pd.Series) -> str:
+    """A row of `summary` in words: its WER, and how that changes, with bounds."""
+    change, low, high = 100 * row[["wer_change", "wer_low", "wer_high"]]
+    return f"WER {row['wer']:.1%}, {change:+.1f} points ({low:+.1f} to {high:+.1f})"
 
 
 def by_sentences(table: pd.DataFrame, how: str = "cut", grown: bool = True) -> pd.DataFrame:

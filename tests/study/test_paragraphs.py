@@ -168,6 +168,16 @@ def test_the_summary_counts_whole_paragraphs_against_one_by_one() -> None:
     assert paragraphs.summary(rows, "apart").index.tolist() == ["speak", "one by one"]
 
 
+@pytest.mark.parametrize(
+    ("errors", "judgement"),
+    [([2] * 16, True), ([3] * 15 + [2], True), ([4] * 16, False), ([0, 5] * 8, "undecided by 16 paragraphs")],
+)
+def test_a_way_is_as_good_or_not_only_where_that_is_sure(errors: list[int], judgement: bool | str) -> None:
+    found = paragraphs.summary(table({"speak": errors, "one by one": [2] * 16}))
+    assert paragraphs.judged(found.loc["speak"]) == judgement
+    assert paragraphs.told(found.loc["one by one"]) == "WER 4.0%, +0.0 points (+0.0 to +0.0)"
+
+
 def test_the_curve_is_of_the_same_paragraphs_at_every_length() -> None:
     rows = pd.concat([table({"at once": [20], "speak": [10]}), table({"at once": [50], "speak": [50]}, sentences=4)])
     found = paragraphs.by_sentences(rows)
