@@ -220,16 +220,19 @@ def test_a_stream_that_was_stopped_before_it_began_ends_without_an_error(tts: An
 
 
 def test_closing_ends_the_threads_of_endless_text(tts: Any) -> None:
-    closed = threading.Event()
+    closed, halted = threading.Event(), threading.Event()
 
     def endless() -> Iterator[str]:
         try:
-            yield from itertools.repeat("Hello there, you. ")
+            yield "Hello there, you. This "
+            assert halted.wait(60)
+            yield from itertools.repeat("is it now! This ")
         finally:
             closed.set()
 
     chunks = lab.speak(tts, endless(), **FIXED, overlap=True)
     next(chunks)
+    threading.Timer(0.5, halted.set).start()  # while it is being closed
     chunks.close()
     assert closed.is_set()
     assert not [thread for thread in threading.enumerate() if thread.name.startswith("chatterbox_lab")]
@@ -374,6 +377,15 @@ def test_the_growing_schedule_counts_a_pause_by_itself(tts: Any, pushed: list[An
     joined(lab.speak(tts, "[pause:2]Hello there, you.", **FIXED | GROWING))
     assert pushed[0][0] == 0
     assert pushed[1][0] > 2 * FIXED["chunk_size"]
+
+
+def test_the_growing_schedule_counts_each_utterances_prefill(tts: Any, pushed: list[Any]) -> None:
+    given = FIXED | {"schedule": "grow", "max_new_tokens": 14}
+    joined(lab.speak(tts, TEXT, **given, costs=lab.Costs(prefill=9.0)))
+    assert [size for size, _ in pushed] == [4, 7, 3] * 3 + [0]
+    pushed.clear()
+    joined(lab.speak(tts, TEXT, **given, costs=lab.Costs()))
+    assert [size for size, _ in pushed] == [4, 7, 3, 14, 14, 0]
 
 
 def test_a_schedule_of_ones_own_begins_anew(tts: Any, pushed: list[Any], monkeypatch: pytest.MonkeyPatch) -> None:
