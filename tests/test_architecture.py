@@ -122,7 +122,7 @@ def code_lines(file: Path) -> set[int]:
 
 def test_the_engine_stays_small() -> None:
     sizes = {name: len(code_lines(MODULES[name])) for name in INSIDE if room(name) == "engine"}
-    assert sum(sizes.values()) <= 2700  # with all variants, the vocoder by plain operations, the guard and word times
+    assert sum(sizes.values()) <= 2750  # with all variants, the vocoder by plain operations, the guard and word times
     assert max(sizes.values()) <= 220, max(sizes, key=sizes.get)
 
 
