@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from types import SimpleNamespace
 from typing import Any
 
@@ -118,7 +117,7 @@ def test_this_model_speaks_english_alone(tts: Any) -> None:
 def test_rules_are_checked() -> None:
     assert FORK.equal_tokens == math.inf
     assert (LATER.equal_tokens, LATER.shortest) == (3, 5)
-    assert FORK.most(10) == LATER.most(10) == FORK.most(0) == sys.maxsize
+    assert FORK.most(10) == LATER.most(10) == FORK.most(0) == math.inf
     assert Rules(cap=2.6, cap_beside=20.5).most(3) == 23
     assert SAFE.most(12) == SAFE.cap_beside + 10 * SAFE.cap
     with pytest.raises(ValueError, match="trims=1: must be True or False"):

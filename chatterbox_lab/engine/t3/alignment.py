@@ -8,7 +8,7 @@ Sums are kept instead of the whole alignment matrix, so a step costs the same ho
 
 from __future__ import annotations
 
-import sys
+import math
 from dataclasses import dataclass
 from typing import Literal
 
@@ -122,7 +122,7 @@ class Guard:
     def __init__(self, text_tokens: int, rules: Rules, acts: bool) -> None:
         self.tracker, self.rules, self.acts = AlignmentTracker(text_tokens, rules), rules, acts
         self.forces = self.trailing = False
-        self.most = rules.most(text_tokens) if acts else sys.maxsize
+        self.most = rules.most(text_tokens) if acts else math.inf
         """Speech tokens of the utterance at most."""
 
     def led(self, logits: torch.Tensor, rows: torch.Tensor, token: int, stop_token: int) -> torch.Tensor:

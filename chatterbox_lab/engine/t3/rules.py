@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-import sys
 from dataclasses import dataclass, fields
 
 
@@ -46,10 +45,10 @@ class Rules:
             if isinstance(value, bool) or not isinstance(value, (int, float)) or not value >= lowest:
                 raise ValueError(f"{name}={value!r}: must be a number from {lowest}, or infinity")
 
-    def most(self, text_tokens: int) -> int:
-        """Speech tokens at most for a text of so many tokens, start and stop included, at least 1."""
+    def most(self, text_tokens: int) -> int | float:
+        """Speech tokens at most for a text of so many tokens, start and stop included: at least 1, or infinity."""
         most = self.cap_beside + self.cap * max(1, text_tokens - 2)
-        return max(1, int(min(most, sys.maxsize)))
+        return most if math.isinf(most) else max(1, int(most))
 
 
 SAFE = Rules()
