@@ -21,10 +21,10 @@ from conftest import TEXT
 from websockets.sync.client import connect
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine import stream
-from chatterbox_lab.engine.stream import generate_stream
 from chatterbox_lab.engine.t3 import eager
 from chatterbox_lab.files import REPOSITORY
+from chatterbox_lab.speech import speak as spoken
+from chatterbox_lab.speech.speak import speak
 
 README = REPOSITORY / "chatterbox_lab" / "engine" / "README.md"
 CHUNK, MOST = 5, 12
@@ -91,12 +91,12 @@ def served(tts: Any, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureF
     scope["SETTINGS"] = SETTINGS
 
     def watched(*args: Any, stop: Event, **kwargs: Any) -> Iterator[Any]:
-        chunks = generate_stream(*args, stop=stop, max_new_tokens=MOST, **kwargs)
+        chunks = speak(*args, stop=stop, max_new_tokens=MOST, **kwargs)
         streams.append(Watched(stop))
         return streams[-1].passing(chunks)
 
     steps = Steps()
-    monkeypatch.setattr(stream, "generate_stream", watched)
+    monkeypatch.setattr(spoken, "speak", watched)
     monkeypatch.setattr(eager, "sample", steps)
     with socket.create_server(("127.0.0.1", 0)) as listener:
         server = uvicorn.Server(uvicorn.Config(scope["app"], log_config=None))
@@ -142,7 +142,7 @@ def lost_websocket(address: str) -> Iterator[Iterator[bytes]]:
 
 def alone(tts: Any, text: str = TEXT, seed: int = 0) -> list[bytes]:
     """The samples of each chunk, without a server."""
-    chunks = generate_stream(tts, text, SETTINGS, seed=seed, max_new_tokens=MOST)
+    chunks = speak(tts, text, SETTINGS, seed=seed, max_new_tokens=MOST)
     return [lab.pcm16(audio).tobytes() for audio, _ in chunks]
 
 
