@@ -48,6 +48,8 @@ MATTERS_WER, MATTERS_MOS = 0.02, 0.1
 """Changes below these, 2 points of word error rate and 0.1 of a mean opinion score, count as none."""
 FAULTS = ["early", "runs_on", "silent_end", "repeated"]
 """What the guard may prevent: speech that stops early, runs on, ends in silence, or says words twice."""
+MUTE = 3
+"""Speech tokens, 0.12 s, in which nothing is said."""
 _LIMIT = 400  # speech tokens of an everyday sentence, by far
 _USUAL = 2  # speech tokens per text token, roughly; only a limit is made of it
 
@@ -306,20 +308,20 @@ def beside(table: pd.DataFrame, rules: str = "own") -> pd.DataFrame:
 def pairs(table: pd.DataFrame) -> pd.DataFrame:
     """What the guard did, by its ``rules``: each prompt and seed with it against the same without it.
 
-    ``changed`` counts other lengths and other words, ``better`` and ``worse`` fewer and more word errors, ``errors``
-    their sum; ``limit`` and ``limit_before`` count what the limit cut, with the guard and without; ``seconds`` is
-    speech saved, ``longest`` and ``longest_before`` the longest speech of all in seconds.
+    ``shorter`` and ``longer`` count what it made so, ``better`` and ``worse`` fewer and more word errors, ``errors``
+    their sum. With the guard, and in columns that end in ``_before`` without it: ``mute`` counts speech of at most
+    `MUTE` tokens, ``limit`` what only the limit ended, and ``longest`` is the longest speech of all in seconds.
     """
     found = {}
     for name in (one for one in table["rules"].dropna().unique() if one != "none"):
         both = beside(table, name)
         errors, tokens = both["errors"] - both["errors_before"], both["tokens"] - both["tokens_before"]
-        heard = both["heard"].fillna("") != both["heard_before"].fillna("")  # a CSV reads nothing as missing
-        row = {"pairs": len(both), "changed": ((tokens != 0) | heard).sum(), "errors": errors.sum()}
-        row |= {"better": (errors < 0).sum(), "worse": (errors > 0).sum()}
-        row |= {f"limit{when}": (both[f"ended{when}"] == "limit").sum() for when in ("", "_before")}
-        row |= {"seconds": -tokens.sum() * TOKEN_SECONDS}
-        row |= {f"longest{when}": both[f"tokens{when}"].max() * TOKEN_SECONDS for when in ("", "_before")}
+        row = {"pairs": len(both), "shorter": (tokens < 0).sum(), "longer": (tokens > 0).sum()}
+        row |= {"better": (errors < 0).sum(), "worse": (errors > 0).sum(), "errors": errors.sum()}
+        for when in ("_before", ""):
+            said, ended = both[f"tokens{when}"], both[f"ended{when}"]
+            row |= {f"mute{when}": (said <= MUTE).sum(), f"limit{when}": (ended == "limit").sum()}
+            row[f"longest{when}"] = said.max() * TOKEN_SECONDS
         found[name] = row
     return pd.DataFrame.from_dict(found, orient="index")
 

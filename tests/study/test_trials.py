@@ -247,15 +247,15 @@ def test_a_text_of_which_the_tokenizer_knows_nothing_is_a_row_that_says_so(tts: 
 
 
 def test_the_guard_is_judged_by_pairs_of_the_same_text_and_seed() -> None:
-    plain = pd.DataFrame({"text": list("abcd"), "seed": 0, "tokens": [10, 50, 20, 20], "errors": [0, 4, 1, 1]})
+    plain = pd.DataFrame({"text": list("abcd"), "seed": 0, "tokens": [3, 50, 20, 20], "errors": [0, 4, 1, 1]})
     plain = plain.assign(guard=False, rules="none", heard=["w", "x", None, "z"], ended="stop")
     plain.loc[1, "ended"] = "limit"
     guarded = plain.assign(guard=True, rules="own", tokens=[10, 20, 15, 20], errors=[0, 1, 2, 1], ended="guard")
     odd = pd.DataFrame({"text": ["?"], "seed": 0, "skipped": "the tokenizer knows nothing of it"})
     found = trials.pairs(pd.concat([guarded.iloc[::-1], plain, odd], ignore_index=True)).loc["own"]
-    assert found[["pairs", "changed", "better", "worse", "errors"]].tolist() == [4, 2, 1, 1, -2]
-    assert found[["limit", "limit_before"]].tolist() == [0, 1]
-    assert found[["seconds", "longest", "longest_before"]].tolist() == pytest.approx([1.4, 0.8, 2.0])
+    assert found[["pairs", "shorter", "longer", "better", "worse", "errors"]].tolist() == [4, 2, 1, 1, 1, -2]
+    assert found[["limit_before", "limit", "mute_before", "mute"]].tolist() == [1, 0, 1, 0]
+    assert found[["longest_before", "longest"]].tolist() == pytest.approx([2.0, 0.8])
 
 
 def test_the_command_tries_the_guard_on_short_texts(deaf: list[dict[str, object]], tmp_path: Path) -> None:
