@@ -114,7 +114,7 @@ def test_every_make_target_of_a_readme_exists(path: Path) -> None:
 @each_readme
 def test_every_command_of_a_readme_exists_and_takes_its_options(path: Path) -> None:
     lines = re.sub(r"\\\n\s*", "", path.read_text()).replace("$dtype", "float32")
-    called = re.findall(r"(?:-m chatterbox_lab|\$lab|chatterbox-lab) ([a-z0-9]+)((?: +[^\n`;]*)?)", lines)
+    called = re.findall(r"(?:-m chatterbox_lab|\$lab|chatterbox-lab) ([a-z0-9-]+)((?: +[^\n`;]*)?)", lines)
     assert called or path.parent.name in ("engine", "notebooks")
     for name, rest in called:
         parser = argparse.ArgumentParser(name)

@@ -302,7 +302,8 @@ def beside(table: pd.DataFrame, rules: str = "own") -> pd.DataFrame:
     """Each prompt and seed with the guard by some ``rules``, and in columns that end in ``_before`` without it."""
     columns = ["tokens", "ended", "heard", "errors"]
     plain, ours = (table[table["rules"] == one].set_index(["text", "seed"])[columns] for one in ("none", rules))
-    return ours.join(plain, rsuffix="_before")
+    both = ours.join(plain, rsuffix="_before")
+    return both.astype({name: int for name in both if name.startswith(("tokens", "errors"))})
 
 
 def pairs(table: pd.DataFrame) -> pd.DataFrame:

@@ -40,6 +40,7 @@ EDGES = ("start", "end")
 PLACES = ("first", "within", "last")
 """Where a word stands in its sentence."""
 _FRAME = 0.01  # seconds of the aligner's frames
+_NAMED = 80
 _BESIDE = 0.1  # seconds of silence put beside the audio: without it, the last word goes on to the audio's end
 
 
@@ -198,14 +199,17 @@ def measure(
     seed: int = 0,
     facts: dict[str, Any] | None = None,
 ) -> pd.DataFrame:
-    """A row for each word of the texts, which are by what speaks them (`WAYS`). Texts in ``record`` are left out."""
+    """A row for each word of the texts, which are by what speaks them (`WAYS`). Texts in ``record`` are left out.
+
+    ``text`` has a text's first 80 characters: they tell one from another.
+    """
     rows = record.rows if record else []
     done = {(row["way"], row["text"]) for row in rows}
     settings = BASELINE.replace(backend="static", analyzer="probe", chunk_size=chunk_size)
-    todo = [(way, text) for way, some in texts.items() for text in some if (way, text) not in done]
+    todo = [(way, text) for way, some in texts.items() for text in some if (way, text[:_NAMED]) not in done]
     for way, text in tqdm(todo, desc="word times", unit="text"):
         told = listen(WAYS[way](tts, text, settings, seed=seed), tts.sr)
-        about = {"way": way, "seed": seed, "chunk_size": chunk_size} | (facts or {})
+        about = {"text": text[:_NAMED], "way": way, "seed": seed, "chunk_size": chunk_size} | (facts or {})
         truth = aligned(text, told.audio)
         made = [row | about for row in compared(text, truth, told.words, told.known)]
         if record:

@@ -16,6 +16,7 @@ from chatterbox_lab.engine.schedule import Costs
 from chatterbox_lab.engine.settings import StreamSettings
 from chatterbox_lab.engine.t3.words import TextWord
 from chatterbox_lab.show import colors, figures, player
+from chatterbox_lab.show.figures import style as drawing_style
 from chatterbox_lab.show.figures.chunks import buffer_levels
 from chatterbox_lab.study import costs as study_costs
 from chatterbox_lab.study import layers, word_times
@@ -41,6 +42,12 @@ def test_figures_carry_where_they_come_from(tmp_path: Path) -> None:
     assert "model: tiny, T3 in float32" in Image.open(png).text["Description"]
     assert "model: tiny, T3 in float32 | machine:" in svg.read_text()
     assert not plt.fignum_exists(drawn.number)
+
+
+def test_a_drawing_has_no_more_digits_than_one_sees() -> None:
+    svg = '<svg>\n <g id="x.123">\n  <path d="M 1.23456 7.5 L 100 2.999"/>\n  <text x="3.14159">0.12345</text>\n </g>\n</svg>\n'
+    few = '<svg>\n<g id="x.123">\n<path d="M 1.23 7.5 L 100 2.99"/>\n<text x="3.14">0.12345</text>\n</g>\n</svg>\n'
+    assert drawing_style.in_few_digits(svg) == few
 
 
 def test_a_recorded_figure_says_what_was_recorded() -> None:
@@ -332,7 +339,7 @@ def test_errors_of_words_are_shown_as_the_share_that_is_off_by_less() -> None:
 def test_speech_that_the_guard_cuts_lies_below_the_line() -> None:
     rows = pd.DataFrame({"text": list("abc") * 2, "seed": 0, "rules": ["none"] * 3 + ["own"] * 3})
     rows = rows.assign(tokens=[10, 100, 20, 10, 50, 10], errors=[0, 5, 0, 0, 1, 1], ended="stop", heard="")
-    ax = figures.guarded({"short": rows}).axes[0]
+    (ax,) = figures.guarded(rows, {"own": "the lab's"}).axes
     points = {line.get_label(): (line.get_xdata().tolist(), line.get_ydata().tolist()) for line in ax.lines[:3]}
     assert points == {
         "as many word errors: 1": ([pytest.approx(0.4)], [pytest.approx(0.4)]),

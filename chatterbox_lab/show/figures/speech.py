@@ -93,20 +93,27 @@ def time_errors(errors: Mapping[str, pd.DataFrame], most: float = 200.0) -> Figu
     return figure
 
 
-def guarded(tables: Mapping[str, pd.DataFrame], rules: str = "own") -> Figure:
-    """How long each text is spoken without the guard and with it, a panel for each kind of texts.
+def guarded(table: pd.DataFrame, rules: Mapping[str, str]) -> Figure:
+    """How long each text is spoken without the guard and with it, a panel for each of its rules.
 
-    Below the line the guard has cut the speech; the mark says whether fewer or more word errors came of it.
+    Below the line the guard has ended the speech, above it the speech was held back from ending; the mark says whether
+    fewer or more word errors came of it.
 
     Args:
-        tables: by name, rows of `study.trials.provoke`.
-        rules: those of the guard.
+        table: rows of `study.trials.provoke`.
+        rules: their titles, by the name in the table.
     """
-    figure, axes = plt.subplots(1, len(tables), figsize=(4.4 * len(tables), 4), squeeze=False)
-    for ax, (name, table) in zip(axes[0], tables.items(), strict=True):
-        both = beside(table, rules)
-        _pairs(ax, both)
-        ax.set(title=name, xlabel="speech without the guard (s)")
+    figure, axes = plt.subplots(1, len(rules), figsize=(4.5 * len(rules), 4), squeeze=False, sharex=True, sharey=True)
+    both = {name: beside(table, name) for name in rules}
+    lengths = TOKEN_SECONDS * pd.concat([some[["tokens", "tokens_before"]].clip(lower=1) for some in both.values()])
+    ends = [0.8 * lengths.min().min(), 1.2 * lengths.max().max()]
+    for ax, (name, title) in zip(axes[0], rules.items(), strict=True):
+        _pairs(ax, both[name])
+        ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
+        for axis in (ax.xaxis, ax.yaxis):
+            log_scale(axis)
+        ax.set(title=title, xlabel="speech without the guard (s)", xlim=ends, ylim=ends)
+        ax.legend(loc="lower right", **LEGEND)
     axes[0][0].set_ylabel("with the guard (s)")
     return figure
 
@@ -117,9 +124,3 @@ def _pairs(ax: Axes, both: pd.DataFrame) -> None:
     for (name, (shade, marker)), chosen in zip(_CHANGES.items(), (change == 0, change < 0, change > 0), strict=True):
         label = f"{name}: {chosen.sum()}"
         ax.plot(before[chosen], after[chosen], marker, color=shade, markersize=5, label=label)
-    ends = [0.9 * min(before.min(), after.min()), 1.1 * max(before.max(), after.max())]
-    ax.plot(ends, ends, color="0.5", linewidth=0.8, linestyle=":")
-    for axis in (ax.xaxis, ax.yaxis):
-        log_scale(axis)
-    ax.set(xlim=ends, ylim=ends)
-    ax.legend(loc="upper left", **LEGEND)
