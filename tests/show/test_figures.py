@@ -45,7 +45,8 @@ def test_figures_carry_where_they_come_from(tmp_path: Path) -> None:
 
 
 def test_a_drawing_has_no_more_digits_than_one_sees() -> None:
-    svg = '<svg>\n <g id="x.123">\n  <path d="M 1.23456 7.5 L 100 2.999"/>\n  <text x="3.14159">0.12345</text>\n </g>\n</svg>\n'
+    svg = '<svg>\n <g id="x.123">\n  <path d="M 1.23456 7.5 L 100 2.999"/>\n'
+    svg += '  <text x="3.14159">0.12345</text>\n </g>\n</svg>\n'
     few = '<svg>\n<g id="x.123">\n<path d="M 1.23 7.5 L 100 2.99"/>\n<text x="3.14">0.12345</text>\n</g>\n</svg>\n'
     assert drawing_style.in_few_digits(svg) == few
 
