@@ -215,7 +215,7 @@ def diagnose(
         tts: a model of chatterbox-streaming, also one that an application has used.
         output: a folder for ``report.html``, ``report.md``, ``report.csv`` with every number, figures and recordings.
             None writes nothing.
-        model: its name on the page.
+        model: its name on the page. What is called ``random`` makes noise, and the page has no players.
         quick: half of everything.
         resume: goes on with what an interrupt left in ``output``.
         seed: of every stream.
@@ -248,6 +248,8 @@ def _made(tts: ChatterboxTTS, record: Record | None, model: str, quick: bool, se
         audio |= {name: path.read_bytes() for name in _PLAYERS if (path := folder / f"{name}.flac").is_file()}
 
     def keep(name: str, sound: torch.Tensor) -> None:
+        if model == "random":  # noise
+            return
         audio[name] = flac(sound, tts.sr)
         if folder is not None:
             (folder / f"{name}.flac").write_bytes(audio[name])

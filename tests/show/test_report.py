@@ -227,6 +227,12 @@ def test_the_command_writes_the_page_and_says_the_summary(
     assert "Earlier calls have left 2 spies on layer 9." in again
 
 
+def test_noise_is_not_played(quickly: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    for name, recordings in (("random", 0), ("given", 3)):
+        assert len(lab.diagnose(tiny(), tmp_path / name, model=name, quick=True).audio) == recordings
+        assert len(list((tmp_path / name).glob("*.flac"))) == recordings
+
+
 def test_ctrl_c_keeps_what_is_there_and_says_how_to_go_on(
     quickly: pytest.MonkeyPatch, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
