@@ -216,10 +216,11 @@ def test_only_an_early_stop_is_suppressed(tts: Any, stopping: list[int], monkeyp
     looking(monkeypatch, lambda step, text: 2)  # the alignment is lost
     stopping[:] = [3, 5, length + 4, length + 9]
     fixed = GUARDED | {"max_new_tokens": 200}
-    assert len(lab.speech_tokens(tts, TEXT, **fixed)) == length + 4
+    assert len(lab.speech_tokens(tts, TEXT, rules=Rules(shortest=length - 1), **fixed)) == length + 4
+    assert len(lab.speech_tokens(tts, TEXT, rules=Rules(shortest=length), **fixed)) == 3  # too short to align
     released = lab.speech_tokens(tts, TEXT, rules=FORK, **fixed)
     assert len(released) == 200  # as upstream's analyzer would have it
-    assert len(lab.speech_tokens(tts, "A", **fixed)) == 3  # too short to align
+    assert len(lab.speech_tokens(tts, "A", **fixed)) == 3
 
 
 def test_a_guard_that_looks_on_holds_nothing_back() -> None:

@@ -15,7 +15,8 @@ class Rules:
             forced: 10 is two fifths of a second of a held last sound.
         repetition: attention on earlier text after completion, beyond which the end is forced.
         equal_tokens: as many equal speech tokens in a row force the end, at least 2.
-        shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed.
+        shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed: of digits that
+            it cannot read, the lab voice would make up the rest.
         early: speech tokens for each text token, beyond which a stop is not early and not suppressed: in a long text,
             where the alignment may be lost, no stop would ever be let pass.
         cap: speech tokens at most for each text token, besides ``cap_beside``.
@@ -30,7 +31,7 @@ class Rules:
     long_tail: float = 10.0
     repetition: float = 5.0
     equal_tokens: float = math.inf
-    shortest: float = 5
+    shortest: float = 30
     early: float = 1.0
     cap: float = 6.0
     cap_beside: float = 25.0
@@ -56,6 +57,6 @@ SAFE = Rules()
 AS_RELEASED = {"early": math.inf, "cap": math.inf, "trims": False}
 FORK = Rules(shortest=0, **AS_RELEASED)
 """As in the analyzer of chatterbox-streaming 0.1.2, where the rules are present but never called."""
-LATER = Rules(long_tail=5.0, equal_tokens=3, **AS_RELEASED)
+LATER = Rules(long_tail=5.0, equal_tokens=3, shortest=5, **AS_RELEASED)
 """As in Multilingual of chatterbox-tts 0.1.7, except that three equal tokens force the end, which its comment says, and
 not two, as its code has it: a held vowel has two."""
