@@ -34,7 +34,7 @@ def test_the_aligner_finds_the_words_of_real_speech(spoken: tuple[str, torch.Ten
     assert all(one.start < one.end for one in found)
     assert all(after.start >= one.end for one, after in pairwise(found))
     assert 0 <= found[0].start < 0.1
-    assert audio.shape[1] / 24000 - 0.3 < found[-1].end < audio.shape[1] / 24000 + 0.01
+    assert audio.shape[1] / 24000 - 0.3 < found[-1].end < audio.shape[1] / 24000 - 0.03  # it ends in silence
 
 
 def test_words_are_found_where_the_audio_has_them(spoken: tuple[str, torch.Tensor]) -> None:
