@@ -8,17 +8,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from html import escape
-from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import pandas as pd
-import soundfile
 import torch
 from chatterbox.tts import ChatterboxTTS
 
 from ..engine.settings import whole_number
-from ..engine.stream import pcm16
 from ..files import written_whole
 from ..study import command
 from ..study.diagnose import check, measure, use
@@ -29,6 +26,7 @@ from ..study.machine import in_words
 from ..study.records import Record
 from ..study.subject import EXACT, FASTEST, UPSTREAM
 from ..voices.load import DTYPES, load, pick_device
+from . import compare
 from . import report_figures as drawn
 from .report_sections import Block, Code, Judged, Picture, Table, failures, sections
 
@@ -192,9 +190,7 @@ def _table(block: Table) -> str:
 
 def flac(audio: torch.Tensor, rate: int) -> bytes:
     """Audio (1, samples) as a FLAC file of 16 bits, at most four seconds."""
-    buffer = BytesIO()
-    soundfile.write(buffer, pcm16(audio[:, : round(_SECONDS * rate)]), rate, format="FLAC", subtype="PCM_16")
-    return buffer.getvalue()
+    return compare.flac(audio[:, : round(_SECONDS * rate)], rate)
 
 
 def diagnose(

@@ -28,7 +28,7 @@ def test_recordings_side_by_side_are_whole_and_show_their_seams() -> None:
     for figure in (one, three):
         kind, data = figure.find("audio").get("src").split(",")
         samples, rate = soundfile.read(io.BytesIO(base64.b64decode(data)), dtype="float32")
-        assert (kind, rate) == ("data:audio/wav;base64", 24000)
+        assert (kind, rate) == ("data:audio/flac;base64", 24000)
         np.testing.assert_allclose(samples, tone[0], atol=1e-3)
     assert one.findall("svg/path")[0].get("d").count("M") == 400
 

@@ -15,8 +15,8 @@ class Rules:
             forced: 10 is two fifths of a second of a held last sound.
         repetition: attention on earlier text after completion, beyond which the end is forced.
         equal_tokens: as many equal speech tokens in a row force the end, at least 2.
-        shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed: of digits that
-            it cannot read, the lab voice would make up the rest.
+        shortest: in texts of so many tokens, start and stop included, the stop token is never suppressed: the lab voice
+            would go on and make up what it cannot read.
         early: speech tokens for each text token, beyond which a stop is not early and not suppressed: in a long text,
             where the alignment may be lost, no stop would ever be let pass.
         cap: speech tokens at most for each text token, besides ``cap_beside``.

@@ -51,7 +51,7 @@ def alignment_path(followed: Followed, rate: int) -> Figure:
     """
     figure, (sound, ax) = plt.subplots(2, 1, figsize=(9, 5.2), sharex=True, height_ratios=[1, 2.4])
     wave, seconds = followed.audio[0].numpy(), len(followed.rows) * TOKEN_SECONDS
-    sound.plot(np.arange(len(wave)) / rate, wave, color="0.55", linewidth=0.4)
+    sound.plot(np.arange(len(wave)) / rate, wave, color="0.55", linewidth=0.4, rasterized=True)
     top = np.abs(wave).max()
     for number, word in enumerate(followed.words):
         for panel in (sound, ax):
@@ -123,4 +123,5 @@ def _pairs(ax: Axes, both: pd.DataFrame) -> None:
     change = (both["errors"] - both["errors_before"]).to_numpy()
     for (name, (shade, marker)), chosen in zip(_CHANGES.items(), (change == 0, change < 0, change > 0), strict=True):
         label = f"{name}: {chosen.sum()}"
-        ax.plot(before[chosen], after[chosen], marker, color=shade, markersize=5, label=label)
+        places = pd.concat([before, after], axis=1)[chosen].drop_duplicates().to_numpy().T
+        ax.plot(*places, marker, color=shade, markersize=5, label=label)
