@@ -12,7 +12,7 @@ import pytest
 import torch
 
 import chatterbox_lab as lab
-from chatterbox_lab.engine.t3 import decode, eager
+from chatterbox_lab.engine.t3 import eager
 from chatterbox_lab.engine.t3.alignment import LAST_SOUND, Guard
 from chatterbox_lab.engine.t3.rules import FORK, SAFE, Rules
 from chatterbox_lab.engine.variants import encode
@@ -231,4 +231,3 @@ def test_a_guard_that_looks_on_holds_nothing_back() -> None:
         assert guard.led(logits, row, 4, 8) is logits
     assert not guard.trailing
     assert guard.most == math.inf
-    assert decode.LAST_SOUND == LAST_SOUND
